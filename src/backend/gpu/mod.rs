@@ -1,0 +1,1 @@
+//! The GPU backend: one implementation over two drivers, cudarc and host emulation.

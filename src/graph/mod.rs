@@ -1,0 +1,1 @@
+//! Nodes, shape inference, fusion, memory plan, and the executor.

@@ -1,0 +1,23 @@
+//! A training engine for convolutional networks whose masks are drawn at random before training and never move.
+//!
+//! From the command line to a kernel:
+//! [`cli`] -> [`train`] -> [`graph`] -> [`backend`] -> `backend/cpu/conv.rs` or `backend/gpu/ops` -> `kernels/*.cu`.
+//! Imports point only that way; `tests/arrows.rs` checks it.
+#![deny(missing_docs)]
+
+pub mod backend;
+pub mod checkpoint;
+pub mod cli;
+pub mod config;
+pub mod data;
+pub mod error;
+pub mod graph;
+pub mod models;
+pub mod optim;
+pub mod report;
+pub mod rng;
+pub mod shape;
+pub mod sparsity;
+pub mod train;
+
+pub use error::{Error, Result};

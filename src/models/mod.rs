@@ -1,0 +1,1 @@
+//! Networks: functions that push nodes onto a graph.

@@ -1,0 +1,1 @@
+//! Learning-rate schedules. The SGD step itself is a backend operation.
