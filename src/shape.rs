@@ -68,7 +68,9 @@ mod tests {
 
     #[test]
     fn output_halo_covers_every_read_of_the_data_gradient() {
-        for (r, stride, pad, h) in [(3, 1, 1, 8), (3, 2, 1, 8), (3, 2, 1, 7), (1, 2, 0, 8), (1, 1, 0, 5), (7, 2, 3, 16), (5, 3, 2, 11)] {
+        for (r, stride, pad, h) in
+            [(3, 1, 1, 8), (3, 2, 1, 8), (3, 2, 1, 7), (1, 2, 0, 8), (1, 1, 0, 5), (7, 2, 3, 16), (5, 3, 2, 11)]
+        {
             let g = ConvGeom { c: 1, h, w: h, k: 1, r, s: r, stride, pad };
             let (mut lo, mut hi) = (0i64, 0i64);
             for y in 0..i64::from(h) {

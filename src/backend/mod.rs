@@ -254,13 +254,31 @@ pub trait Backend: Send {
 
     /// `y = relu?(gamma * (x - mean) * rstd + beta + residual?)` with batch statistics (biased variance), which it keeps
     /// for the backward pass; updates the running mean and (unbiased) variance. The host guarantees `n*H*W >= 2`.
-    fn norm_forward(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize);
+    fn norm_forward(
+        &mut self,
+        norm: NormId,
+        x: TensorId,
+        residual: Option<TensorId>,
+        relu: bool,
+        y: TensorId,
+        n: usize,
+    );
     /// The same with the running statistics, changing none.
     fn norm_infer(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize);
     /// With `dz = relu ? dy where y > 0 else 0 : dy`: `dres = or += dz`, dx = or += batch-norm gradient of dz,
     /// and overwrites gamma's and beta's gradients. Uses the statistics of the last `norm_forward` of this norm.
     #[allow(clippy::too_many_arguments)]
-    fn norm_backward(&mut self, norm: NormId, x: TensorId, y: TensorId, relu: bool, dy: TensorId, dx: Dst, dres: Option<Dst>, n: usize);
+    fn norm_backward(
+        &mut self,
+        norm: NormId,
+        x: TensorId,
+        y: TensorId,
+        relu: bool,
+        dy: TensorId,
+        dx: Dst,
+        dres: Option<Dst>,
+        n: usize,
+    );
 
     /// `y = relu?(a + b?)`.
     fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize);
@@ -274,7 +292,14 @@ pub trait Backend: Send {
 
     /// Softmax cross-entropy of logits [C,1,1] with label smoothing `s`: `(1-s)*nll + s*mean over classes of -log p`.
     /// If `dlogits` is given, overwrites it with the gradient of the *mean* loss over the `n` images.
-    fn cross_entropy(&mut self, logits: TensorId, labels: &[u32], smoothing: f64, dlogits: Option<TensorId>, n: usize) -> BatchLoss;
+    fn cross_entropy(
+        &mut self,
+        logits: TensorId,
+        labels: &[u32],
+        smoothing: f64,
+        dlogits: Option<TensorId>,
+        n: usize,
+    ) -> BatchLoss;
 
     /// One step over all stored parameters.
     fn sgd(&mut self, step: SgdStep);

@@ -134,7 +134,14 @@ pub struct Loader {}
 
 impl Loader {
     /// `augment`: None for evaluation (file order, no shuffle); else shuffled by the stream (seed, Data, "epoch E").
-    pub fn new(_split: Split, _batch: usize, _preprocess: Preprocess, _augment: Option<Augment>, _seed: u64, _threads: usize) -> Self {
+    pub fn new(
+        _split: Split,
+        _batch: usize,
+        _preprocess: Preprocess,
+        _augment: Option<Augment>,
+        _seed: u64,
+        _threads: usize,
+    ) -> Self {
         todo!()
     }
     /// Batches an epoch, the ragged last one counted.

@@ -76,6 +76,12 @@ impl Density {
 }
 
 /// Draws the masks of all maskable tensors, in their order.
-pub fn draw_masks(_layers: &[Maskable], _method: Method, _density: Density, _draw: Draw, _seed: u64) -> Result<Vec<Mask>> {
+pub fn draw_masks(
+    _layers: &[Maskable],
+    _method: Method,
+    _density: Density,
+    _draw: Draw,
+    _seed: u64,
+) -> Result<Vec<Mask>> {
     todo!()
 }
