@@ -91,9 +91,7 @@ pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
             Forward::Norm { norm: NormId(m as u32), x: t(f.x), residual: f.residual.map(t), relu: f.relu, y: t(f.out) }
         }
         Op::Pool => Forward::Pool { x: t(f.x), y: t(f.out) },
-        Op::Relu | Op::Add | Op::Input => {
-            Forward::Join { a: t(f.x), b: f.residual.map(t), relu: f.relu, y: t(f.out) }
-        }
+        Op::Relu | Op::Add | Op::Input => Forward::Join { a: t(f.x), b: f.residual.map(t), relu: f.relu, y: t(f.out) },
     });
     let forward = forward.collect();
 
@@ -279,5 +277,103 @@ impl Plan<'_> {
     fn release(&mut self, t: TensorId) {
         let TensorSpec { plane, slot } = self.spec.tensors[t.0 as usize];
         self.free.entry(plane).or_default().push(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Replays who last wrote each slot: every read must find the tensor it names.
+    fn check_storage(p: &Program) -> usize {
+        let mut holder: HashMap<u32, TensorId> = HashMap::new();
+        let slot = |t: TensorId| p.spec.tensors[t.0 as usize].slot;
+        for t in &p.spec.tensors {
+            assert_eq!(p.spec.slots[t.slot as usize], t.plane, "a slot holds one kind of plane");
+        }
+        let read = |holder: &HashMap<u32, TensorId>, t: TensorId| assert_eq!(holder.get(&slot(t)), Some(&t), "{t:?}");
+        holder.insert(slot(p.input), p.input);
+        for f in &p.forward {
+            let (reads, y) = match *f {
+                Forward::Conv { x, y, .. } | Forward::Pool { x, y } => (vec![x], y),
+                Forward::Norm { x, residual, y, .. } => (std::iter::once(x).chain(residual).collect(), y),
+                Forward::Join { a, b, y, .. } => (std::iter::once(a).chain(b).collect(), y),
+            };
+            reads.into_iter().for_each(|t| read(&holder, t));
+            holder.insert(slot(y), y);
+        }
+        read(&holder, p.logits);
+        holder.insert(slot(p.dlogits), p.dlogits);
+        for b in &p.backward {
+            let (reads, dsts) = match *b {
+                Backward::ConvData { dy, dx, .. } | Backward::Pool { dy, dx } => (vec![dy], vec![dx]),
+                Backward::ConvWeight { x, dy, .. } => (vec![x, dy], vec![]),
+                Backward::Norm { x, y, dy, dx, dres, .. } => {
+                    (vec![x, y, dy], std::iter::once(dx).chain(dres).collect())
+                }
+                Backward::Join { y, dy, da, db, .. } => (vec![y, dy], std::iter::once(da).chain(db).collect()),
+            };
+            reads.iter().for_each(|&t| read(&holder, t));
+            for d in dsts {
+                assert!(reads.iter().all(|&r| slot(r) != slot(d.t)), "{b:?} overwrites what it reads");
+                if d.write == Write::Accumulate {
+                    read(&holder, d.t);
+                }
+                holder.insert(slot(d.t), d.t);
+            }
+        }
+        p.spec.slots.len()
+    }
+
+    #[test]
+    fn resnet_is_fused_and_its_memory_plan_holds() {
+        let g = crate::models::resnet(20, 16, 3, 10, 32).unwrap();
+        let p = lower(&g, &[], 16).unwrap();
+        let count = |f: fn(&Forward) -> bool| p.forward.iter().filter(|x| f(x)).count();
+        assert_eq!(count(|f| matches!(f, Forward::Conv { .. })), 22);
+        assert_eq!(count(|f| matches!(f, Forward::Norm { .. })), 21, "each batch norm once");
+        assert_eq!(
+            count(|f| matches!(f, Forward::Norm { residual: Some(_), relu: true, .. })),
+            9,
+            "each residual join"
+        );
+        assert_eq!(count(|f| matches!(f, Forward::Join { .. })), 0, "nothing left to join");
+        let data = p.backward.iter().filter(|b| matches!(b, Backward::ConvData { .. })).count();
+        assert_eq!(data, 21, "no data gradient for the images");
+        let slots = check_storage(&p);
+        assert!(slots <= p.forward.len() + 1 + 14, "gradient slots are reused: {slots}");
+    }
+
+    #[test]
+    fn graphs_that_are_no_resnets_lower_too() {
+        let mut g = Graph::new(2, 6, 6);
+        let a = g.conv("a", g.input(), 4, 3, 1, 1).unwrap();
+        let n = g.norm("n", a);
+        let twice = g.add(n, n).unwrap(); // two reads of one value
+        let r = g.relu(twice);
+        let m = g.norm("m", r);
+        let own = g.add(m, r).unwrap(); // x + norm(x)
+        let c = g.conv("c", own, 4, 1, 1, 0).unwrap();
+        let s = g.add(c, own).unwrap();
+        let p = g.pool(s);
+        g.linear("fc", p, 3).unwrap();
+        check_storage(&lower(&g, &[], 4).unwrap());
+    }
+
+    #[test]
+    fn masks_must_fit() {
+        let g = crate::models::resnet(8, 4, 1, 3, 8).unwrap();
+        let mask = |name: &str, shape: Vec<usize>| Mask {
+            name: name.into(),
+            shape,
+            density: 0.5,
+            kept: Some(vec![0, 1].into()),
+        };
+        let p = lower(&g, &[mask("conv.weight", vec![4, 1, 3, 3])], 4).unwrap();
+        assert_eq!(p.spec.params[0].range, 0..2, "only kept weights are stored");
+        assert_eq!(p.spec.stored(), g.param_count() - 34);
+        for bad in [mask("conv.weight", vec![4, 9]), mask("bn.weight", vec![4]), mask("nowhere", vec![4])] {
+            assert_eq!(lower(&g, &[bad], 4).unwrap_err().exit_code(), 2);
+        }
     }
 }
