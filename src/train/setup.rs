@@ -5,6 +5,7 @@ use crate::data::{self, Dataset, ImageShape, Loader, Preprocess, Split};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::models;
+use crate::report::DataInfo;
 use crate::sparsity::{self, Density, Mask};
 
 /// A run's parts.
@@ -52,6 +53,27 @@ impl Setup {
     /// Evaluation batches: in file order, normalised only.
     pub fn eval_loader(&self, split: &Split, threads: usize) -> Loader {
         Loader::new(split.clone(), self.config.batch_size, self.preprocess.clone(), None, 0, threads)
+    }
+
+    /// What the data is, for checkpoints and the summary.
+    pub fn data_info(&self) -> DataInfo {
+        let d = &self.data;
+        DataInfo {
+            source: d.source.clone(),
+            kind: d.kind.into(),
+            checksum: d.checksum.clone(),
+            image: d.shape,
+            classes: d.classes,
+            train: self.train.len(),
+            val: self.val.as_ref().map_or(0, Split::len),
+            test: d.test.len(),
+        }
+    }
+
+    /// Maskable weights, and how many are kept.
+    pub fn weights(&self) -> (u64, u64) {
+        let sum = |count: fn(&Mask) -> usize| self.masks.iter().map(|m| count(m) as u64).sum();
+        (sum(Mask::size), sum(Mask::nnz))
     }
 
     /// FLOPs (2 x MAC) of one image forward at this input size: of the dense network, and of the kept weights.
