@@ -1,6 +1,8 @@
 //! Every op against f64 loops, on every instruction set of this machine and 1, 2, 3 threads (same bytes), with NaN in all
 //! that must not matter: outputs, images beyond `n`.
 
+mod ops;
+
 use super::*;
 use std::sync::Arc;
 
@@ -8,7 +10,7 @@ const BATCH: usize = 33;
 const COUNTS: [usize; 5] = [1, 15, 16, 17, 33];
 
 /// Repeatable numbers in [-1, 1).
-pub(super) fn noise(seed: u64, len: usize) -> Vec<f32> {
+fn noise(seed: u64, len: usize) -> Vec<f32> {
     let mut s = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
     let mut next = || {
         s ^= s << 13;
@@ -21,28 +23,28 @@ pub(super) fn noise(seed: u64, len: usize) -> Vec<f32> {
 
 /// A spec under construction; each tensor has a slot of its own.
 #[derive(Clone, Default)]
-pub(super) struct Net(pub(super) Spec);
+struct Net(Spec);
 
 impl Net {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Net(Spec { batch: BATCH, ..Spec::default() })
     }
 
-    pub(super) fn tensor(&mut self, [c, h, w, halo]: [u32; 4]) -> TensorId {
+    fn tensor(&mut self, [c, h, w, halo]: [u32; 4]) -> TensorId {
         let plane = Plane { c, h, w, halo };
         self.0.tensors.push(TensorSpec { plane, slot: self.0.slots.len() as u32 });
         self.0.slots.push(plane);
         TensorId(self.0.tensors.len() as u32 - 1)
     }
 
-    pub(super) fn param(&mut self, shape: &[usize], kept: Option<Vec<u32>>) -> ParamId {
+    fn param(&mut self, shape: &[usize], kept: Option<Vec<u32>>) -> ParamId {
         let (start, len) = (self.0.stored(), kept.as_ref().map_or(shape.iter().product(), Vec::len));
         let kept = kept.map(Arc::from);
         self.0.params.push(ParamSpec { shape: shape.to_vec(), kept, range: start..start + len });
         ParamId(self.0.params.len() as u32 - 1)
     }
 
-    pub(super) fn norm(&mut self, c: u32) -> NormId {
+    fn norm(&mut self, c: u32) -> NormId {
         let (gamma, beta) = (self.param(&[c as usize], None), self.param(&[c as usize], None));
         let running = self.0.running();
         self.0.norms.push(NormSpec { c, gamma, beta, running, eps: 1e-5, momentum: 0.1 });
@@ -51,7 +53,7 @@ impl Net {
 
     /// Runs `f` on a fresh backend of each instruction set and thread count: (set, output) with equal bytes for all
     /// thread counts. Afterwards every halo must still be zero.
-    pub(super) fn run(&self, f: impl Fn(&mut CpuBackend) -> Vec<f32>) -> Vec<(Isa, Vec<f32>)> {
+    fn run(&self, f: impl Fn(&mut CpuBackend) -> Vec<f32>) -> Vec<(Isa, Vec<f32>)> {
         let mut out = vec![];
         for isa in [Isa::Avx2, Isa::Portable].into_iter().filter(|i| i.available()) {
             let mut first: Option<Vec<f32>> = None;
@@ -87,7 +89,7 @@ fn halos_are_zero(b: &CpuBackend) {
 }
 
 /// Writes `n` images and NaN into all others.
-pub(super) fn put(b: &mut CpuBackend, t: TensorId, n: usize, data: &[f32]) {
+fn put(b: &mut CpuBackend, t: TensorId, n: usize, data: &[f32]) {
     let p = b.spec.tensors[t.0 as usize].plane;
     let mut all = vec![f32::NAN; BATCH * (p.c * p.h * p.w) as usize];
     all[..data.len()].copy_from_slice(data);
@@ -96,12 +98,12 @@ pub(super) fn put(b: &mut CpuBackend, t: TensorId, n: usize, data: &[f32]) {
 }
 
 /// NaN everywhere.
-pub(super) fn poison(b: &mut CpuBackend, t: TensorId) {
+fn poison(b: &mut CpuBackend, t: TensorId) {
     put(b, t, 0, &[]);
 }
 
 /// `want` holds (value, sum of magnitudes of its terms).
-pub(super) fn assert_close(what: &str, got: &[f32], want: &[(f64, f64)]) {
+fn assert_close(what: &str, got: &[f32], want: &[(f64, f64)]) {
     assert_eq!(got.len(), want.len(), "{what}");
     for (i, (g, (w, mag))) in got.iter().zip(want).enumerate() {
         let err = (f64::from(*g) - w).abs();
