@@ -170,7 +170,10 @@ fn a_layer_that_would_die_is_named() {
         let e = draw_masks(&net.layers, method, density(d), Draw::Exact, 0).unwrap_err();
         assert_eq!(e.exit_code(), 2);
         let text = e.to_string();
-        assert!(text.contains("conv1.weight [16, 3, 3, 3]") && text.contains("432") && !text.contains('\n'), "{text}");
+        assert!(
+            text.contains("layer conv.weight [16, 3, 3, 3]") && text.contains("432") && !text.contains('\n'),
+            "{text}"
+        );
         assert!(text.contains(target) && text.contains(&format!("density of {d};")), "{text}");
     }
     let text = layer_counts(&net.layers, Method::Uniform, density(0.0005)).unwrap_err().to_string();

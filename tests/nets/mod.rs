@@ -18,18 +18,18 @@ pub fn resnet(depth: usize, width: usize, channels: usize, classes: usize, image
         net.params += (size + if shape.len() == 4 { 2 * shape[0] } else { shape[0] }) as u64; // batch norm, or bias
         net.layers.push(Maskable { name, shape });
     };
-    push("conv1.weight".into(), vec![width, channels, 3, 3], image * image);
+    push("conv.weight".into(), vec![width, channels, 3, 3], image * image);
     let (mut c, mut side) = (width, image);
     for segment in 0..3 {
         let k = width << segment;
         for block in 0..(depth - 2) / 6 {
             let down = segment > 0 && block == 0;
             side = if down { side.div_ceil(2) } else { side };
-            let name = format!("segment{}.block{block}", segment + 1);
+            let name = format!("segment{segment}.block{block}");
             push(format!("{name}.conv1.weight"), vec![k, c, 3, 3], side * side);
             push(format!("{name}.conv2.weight"), vec![k, k, 3, 3], side * side);
             if down {
-                push(format!("{name}.shortcut.weight"), vec![k, c, 1, 1], side * side);
+                push(format!("{name}.shortcut.conv.weight"), vec![k, c, 1, 1], side * side);
             }
             c = k;
         }
