@@ -4,7 +4,7 @@
 //! No GPU has run this code yet; a counterfeit libcuda has (`tests/gpu_probe.rs`).
 
 use super::driver::{Arg, Driver, Launch, check_copy};
-use super::embedded::{ARCHS, FATBINS};
+use super::embedded::FATBINS;
 use super::probe::{self, DeviceInfo};
 use crate::error::{Error, Result};
 use cudarc::driver::{DriverError, result, sys};
@@ -120,7 +120,7 @@ impl Cuda {
             let module = unsafe { result::module::load_data(aligned.as_ptr().cast()) }.map_err(|e| {
                 let (major, minor) = device.capability;
                 probe::no(format!(
-                    "{} (compute capability {major}.{minor}) cannot load kernels/{name}.cu, compiled for {ARCHS}: {:?}; \
+                    "{} (compute capability {major}.{minor}) cannot load kernels/{name}.cu: {:?}; \
                      build again with SPARSE_ENGINE_CUDA_ARCHS=sm_{major}{minor}",
                     device.name, e.0
                 ))
@@ -135,6 +135,7 @@ impl Cuda {
         &self.info
     }
 
+    /// Wants the context bound.
     fn function(&self, name: &'static str) -> Result<Function> {
         let mut known = self.functions.lock().unwrap_or_else(|e| e.into_inner());
         if let Some(f) = known.get(name) {
@@ -196,12 +197,12 @@ impl Driver for Cuda {
         if args.len() > MAX_ARGS {
             return Err(Error::Failed(format!("launch of {kernel}: {} arguments, at most {MAX_ARGS}", args.len())));
         }
+        self.session.bind()?;
         let function = self.function(kernel)?;
         let mut pointers = [std::ptr::null_mut::<c_void>(); MAX_ARGS];
         for (pointer, arg) in pointers.iter_mut().zip(args) {
             *pointer = arg.at.cast_mut(); // the driver only reads
         }
-        self.session.bind()?;
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
         // SAFETY: the function's module is loaded, the geometry was checked; the rest is the caller's promise.
         unsafe {
