@@ -219,7 +219,7 @@ impl Config {
     }
 
     /// The density of the maskable weights, exactly as written; 1 for method dense.
-    pub fn target(&self) -> Result<Density> {
+    pub fn density(&self) -> Result<Density> {
         match (self.method, self.density, self.sparsity) {
             (Method::Dense, ..) | (_, None, None) => Density::from_density(1.0),
             (_, Some(density), _) => Density::from_density(density),
