@@ -120,6 +120,17 @@ fn the_name_of_a_run_does_not_lie() {
 }
 
 #[test]
+fn folder_names_tell_method_amount_and_seeds() {
+    let name = |list: &[&str]| resolve(None, None, &sets(list)).unwrap().run_name();
+    assert_eq!(name(&["sparsity=0.95", "seed=7"]), format!("{DEFAULT_RECIPE}-erk-0.95-s7"));
+    assert_eq!(
+        name(&["method=uniform", "density=0.1", "seed=1", "seed.mask=2"]),
+        format!("{DEFAULT_RECIPE}-uniform-d0.1-s1.2.1")
+    );
+    assert_eq!(name(&["method=dense", "model=../x y"]), ".._x_y-dense-s0");
+}
+
+#[test]
 fn each_fault_says_what_is_wrong() {
     let cases: &[(&str, &str)] = &[
         ("momentun=0.9", "momentun: unknown key; did you mean momentum? (allowed: model, width, data"),

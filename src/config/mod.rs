@@ -157,6 +157,28 @@ pub struct Resolved {
     pub name: String,
 }
 
+impl Resolved {
+    /// A folder name for the run: name, method, sparsity and seed, such as "fashion-mnist-resnet20-erk-0.9-s0". A density
+    /// is written "d0.1"; three different seeds "s1.2.3" (initial values, masks, data).
+    pub fn run_name(&self) -> String {
+        let c = &self.config;
+        let method = serde_json::to_value(c.method).unwrap_or_default();
+        let amount = match (c.method, c.sparsity, c.density) {
+            (Method::Dense, ..) | (_, None, None) => String::new(),
+            (_, Some(sparsity), _) => format!("-{sparsity}"),
+            (_, None, Some(density)) => format!("-d{density}"),
+        };
+        let s = c.seed;
+        let seed = if s.init == s.mask && s.init == s.data {
+            s.init.to_string()
+        } else {
+            format!("{}.{}.{}", s.init, s.mask, s.data)
+        };
+        let name = format!("{}-{}{amount}-s{seed}", self.name, method.as_str().unwrap_or_default());
+        name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '_' }).collect()
+    }
+}
+
 /// Lays `recipe` ([`DEFAULT_RECIPE`] if `None`), `file` and `overrides` over each other. All faults are reported in one
 /// [`Error::Usage`], one a line.
 ///
