@@ -14,21 +14,17 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("data", &["rng", "error"]),
         ("config", &["data", "sparsity", "error"]),
         ("optim", &["config"]),
-        ("checkpoint", &["config", "data", "error"]),
+        ("checkpoint", &["config", "data", "report", "error"]),
         ("report", &["backend", "config", "data", "error"]),
         ("graph", &["backend", "shape", "rng", "sparsity", "checkpoint", "error"]),
         ("models", &["graph", "error"]),
         (
             "train",
-            &[
-                "backend", "checkpoint", "config", "data", "error", "graph", "models", "optim", "report", "sparsity",
-            ],
+            &["backend", "checkpoint", "config", "data", "error", "graph", "models", "optim", "report", "sparsity"],
         ),
         (
             "cli",
-            &[
-                "backend", "checkpoint", "config", "data", "error", "graph", "models", "report", "sparsity", "train",
-            ],
+            &["backend", "checkpoint", "config", "data", "error", "graph", "models", "report", "sparsity", "train"],
         ),
     ])
 }
