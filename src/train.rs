@@ -7,7 +7,7 @@ mod setup;
 use crate::backend::Spec;
 use crate::backend::cpu::CpuBackend;
 use crate::backend::gpu::{self, GpuBackend, cuda::Cuda};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, ParamState};
 use crate::config::Config;
 use crate::data::{self, ImageShape, Loader};
 use crate::error::{Error, Result};
@@ -181,26 +181,31 @@ pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) ->
 pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usize, threads: usize) -> Result<Score> {
     let Checkpoint { net: state, meta } = Checkpoint::load(checkpoint)?;
     let data = data::open(data.unwrap_or(&meta.config.data))?;
-    if data.shape != meta.image || data.classes > meta.classes {
-        let (got, wanted) = (data.shape, meta.image);
-        let (classes, known) = (data.classes, meta.classes);
+    if data.shape != meta.data.image || data.classes > meta.data.classes {
+        let (got, wanted) = (data.shape, meta.data.image);
+        let (classes, known) = (data.classes, meta.data.classes);
         let what = format!("images of {got} in {classes} classes; the checkpoint was trained on {wanted} in {known}");
         return Err(Error::data(&data.source, what));
     }
     let preprocess = meta.config.preprocess.clone().ok_or_else(|| Error::data(checkpoint, "no preprocessing stored"))?;
-    preprocess.check(meta.image.c)?;
+    preprocess.check(data.shape.c)?;
     let images = match split {
         Split::Test => data.test,
         Split::Train | Split::Val => {
-            let (train, val) = data.train.split_last(meta.config.validation)?;
-            if split == Split::Train { train } else { val }
+            if split == Split::Val && meta.config.validation == 0 {
+                let what = "it was trained without a validation split; use --split test or --split train";
+                return Err(Error::data(checkpoint, what));
+            }
+            match meta.config.validation {
+                0 => data.train,
+                count => data.train.split_last(count).map(|(train, val)| if split == Split::Val { val } else { train })?,
+            }
         }
     };
-    if images.is_empty() {
-        return Err(Error::Usage(format!("{}: no validation split; the run was trained without one", data.source)));
-    }
-    let graph = setup::network(&meta.config, meta.image, meta.classes)?;
-    let masks: Vec<Mask> = state.params.iter().filter_map(Mask::of_stored).collect();
+    let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
+    let masked = state.params.iter().filter(|p| p.kept.is_some());
+    let mask = |p: &ParamState| Mask { name: p.name.clone(), shape: p.shape.clone(), density: 1.0, kept: p.kept.clone() };
+    let masks: Vec<Mask> = masked.map(mask).collect();
     let mut net = Net::new(&graph, &masks, batch, |spec| CpuBackend::new(spec, threads))?;
     net.load(&state)?;
     Ok(score(&mut net, &Loader::new(images, batch, preprocess, None, 0, threads)))

@@ -57,8 +57,8 @@ pub struct Meta {
     pub progress: Progress,
 }
 
-/// Where training goes on. Schedule, order of the images and augmentation are functions of step, epoch and batch.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Where training goes on; no time in it, so that equal runs leave equal files. Schedule, order of the images and augmentation are functions of step, epoch and batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done in all.
     pub step: u64,
@@ -70,12 +70,6 @@ pub struct Progress {
     pub running: Running,
     /// The best epoch so far, by the configuration's `selection`.
     pub best: Option<Best>,
-    /// Seconds in training steps so far.
-    pub train_time_s: f64,
-    /// Seconds in all so far.
-    pub total_time_s: f64,
-    /// Length of `metrics.jsonl` at this point ([`crate::report::MetricsWriter::sync`]).
-    pub metrics_bytes: u64,
 }
 
 /// Sums over the batches of an epoch.
@@ -89,6 +83,20 @@ pub struct Running {
     pub n: u64,
 }
 
+impl Running {
+    /// Adds a batch: sum of its losses, images classified correctly, images.
+    pub fn add(&mut self, loss_sum: f64, correct: u64, n: u64) {
+        self.loss_sum += loss_sum;
+        self.correct += correct;
+        self.n += n;
+    }
+
+    /// Mean loss and accuracy.
+    pub fn score(&self) -> Score {
+        Score::from_sums(self.loss_sum, self.correct, self.n)
+    }
+}
+
 /// The best epoch so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
@@ -96,8 +104,6 @@ pub struct Best {
     pub epoch: u64,
     /// The score it was chosen by.
     pub score: Score,
-    /// Test score of that epoch, where it was measured.
-    pub test: Option<Score>,
 }
 
 /// A checkpoint.

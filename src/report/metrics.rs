@@ -4,7 +4,7 @@ use super::{Score, Split};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Version of the record below; it changes when a key changes its meaning or goes.
@@ -17,6 +17,8 @@ pub struct Record {
     pub schema: u32,
     /// Seconds since the start of the run, those before a resume counted.
     pub time_s: f64,
+    /// Of it, seconds in training steps.
+    pub train_time_s: f64,
     /// Steps done.
     pub step: u64,
     /// Epochs, counted from 1: the one that the record belongs to.
@@ -47,48 +49,53 @@ impl Record {
 pub struct MetricsWriter {
     path: PathBuf,
     file: File,
-    bytes: u64,
+}
+
+/// Seconds of a run's earlier legs.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Spent {
+    /// In all.
+    pub time_s: f64,
+    /// In training steps.
+    pub train_time_s: f64,
 }
 
 impl MetricsWriter {
     /// A new, empty file; one that stands there is emptied.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(Error::io(path, "cannot write the metrics"))?;
-        Ok(MetricsWriter { path: path.to_path_buf(), file, bytes: 0 })
+        Ok(MetricsWriter { path: path.to_path_buf(), file })
     }
 
-    /// Goes on after the first `bytes` bytes, as a checkpoint noted them ([`MetricsWriter::sync`]): what was recorded after
-    /// that checkpoint will be recorded again, so it is cut off. Of a file that is shorter, or was edited so that no line
-    /// ends there, the whole lines before that place are kept.
-    pub fn resume(path: &Path, bytes: u64) -> Result<Self> {
-        let fail = || Error::io(path, "cannot go on with the metrics");
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(fail())?;
-        let mut text = Vec::new();
-        Read::by_ref(&mut file).take(bytes).read_to_end(&mut text).map_err(fail())?;
-        let keep = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at as u64 + 1);
-        file.set_len(keep).map_err(fail())?;
-        file.seek(SeekFrom::Start(keep)).map_err(fail())?;
-        Ok(MetricsWriter { path: path.to_path_buf(), file, bytes: keep })
+    /// Goes on from a checkpoint of step `step`, and tells the time spent until then. What was recorded later will be
+    /// recorded again, so it is cut off; `within_epoch`: so is what that step itself recorded, a part of an epoch.
+    pub fn resume(path: &Path, step: u64, within_epoch: bool) -> Result<(Self, Spent)> {
+        let mut records = if path.exists() { read_metrics(path)? } else { Vec::new() };
+        records.retain(|r| r.step <= step);
+        let spent = records.last().map_or(Spent::default(), |r| Spent { time_s: r.time_s, train_time_s: r.train_time_s });
+        records.retain(|r| r.step < step || !within_epoch);
+        let mut writer = Self::create(&path.with_extension("jsonl.tmp"))?;
+        records.iter().try_for_each(|r| writer.write(r))?;
+        writer.sync()?;
+        std::fs::rename(&writer.path, path).map_err(Error::io(path, "cannot go on with the metrics"))?;
+        Ok((MetricsWriter { path: path.to_path_buf(), ..writer }, spent))
     }
 
     /// Appends one record with one write.
     pub fn write(&mut self, record: &Record) -> Result<()> {
-        let numbers = [record.time_s, record.loss, record.accuracy, record.lr, record.images_per_s];
+        let numbers = [record.time_s, record.train_time_s, record.loss, record.accuracy, record.lr, record.images_per_s];
         if numbers.iter().any(|v| !v.is_finite()) {
             return Err(Error::Failed(format!("{}: a number that is not finite in {record:?}", self.path.display())));
         }
         let mut line =
             serde_json::to_vec(record).map_err(|e| Error::Failed(format!("{}: {e}", self.path.display())))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(Error::io(&self.path, "cannot write the metrics"))?;
-        self.bytes += line.len() as u64;
-        Ok(())
+        self.file.write_all(&line).map_err(Error::io(&self.path, "cannot write the metrics"))
     }
 
-    /// Brings the file to the disk and tells its length, for the checkpoint that is written next.
-    pub fn sync(&mut self) -> Result<u64> {
-        self.file.sync_all().map_err(Error::io(&self.path, "cannot write the metrics"))?;
-        Ok(self.bytes)
+    /// Brings the file to the disk.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.sync_all().map_err(Error::io(&self.path, "cannot write the metrics"))
     }
 }
 
@@ -117,6 +124,7 @@ mod tests {
         Record {
             schema: METRICS_SCHEMA,
             time_s: 0.1 + 0.2,
+            train_time_s: 0.1,
             step,
             epoch: step / 10 + 1,
             split: Split::Train,
@@ -135,7 +143,6 @@ mod tests {
         let mut w = MetricsWriter::create(&path).unwrap();
         let records = [record(1), Record { split: Split::Test, ..record(2) }];
         records.iter().for_each(|r| w.write(r).unwrap());
-        assert_eq!(w.sync().unwrap(), std::fs::metadata(&path).unwrap().len());
         assert_eq!(read_metrics(&path).unwrap(), records);
         let line: serde_json::Value =
             serde_json::from_str(std::fs::read_to_string(&path).unwrap().lines().nth(1).unwrap()).unwrap();
@@ -151,27 +158,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         let mut w = MetricsWriter::create(&path).unwrap();
-        w.write(&record(1)).unwrap();
-        let at = w.sync().unwrap();
-        w.write(&record(2)).unwrap();
+        let at = |step, time_s| Record { time_s, ..record(step) };
+        [at(1, 1.0), at(2, 2.0), at(3, 3.0)].iter().for_each(|r| w.write(r).unwrap());
         drop(w);
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"schema\": 1, \"ti").unwrap();
-        assert_eq!(read_metrics(&path).unwrap(), [record(1), record(2)]);
-        let mut w = MetricsWriter::resume(&path, at).unwrap();
-        w.write(&record(2)).unwrap();
-        w.write(&record(3)).unwrap();
-        let end = w.sync().unwrap();
-        assert_eq!(read_metrics(&path).unwrap(), [record(1), record(2), record(3)]);
-        assert_eq!(end, std::fs::metadata(&path).unwrap().len());
-        drop(MetricsWriter::resume(&path, end).unwrap());
-        assert_eq!(read_metrics(&path).unwrap().len(), 3);
-        drop(MetricsWriter::resume(&path, end + 1000).unwrap()); // lost its end with the machine
-        assert_eq!(read_metrics(&path).unwrap().len(), 3);
-        drop(MetricsWriter::resume(&path, at + 5).unwrap()); // edited: no line ends there
-        assert_eq!(read_metrics(&path).unwrap(), [record(1)]);
+        let (mut w, spent) = MetricsWriter::resume(&path, 2, false).unwrap();
+        assert_eq!(spent, Spent { time_s: 2.0, train_time_s: 0.1 });
+        assert_eq!(read_metrics(&path).unwrap(), [at(1, 1.0), at(2, 2.0)], "step 3 will come again");
+        w.write(&at(3, 3.5)).unwrap();
+        drop(w);
+        let (_, spent) = MetricsWriter::resume(&path, 3, true).unwrap();
+        assert_eq!(spent.time_s, 3.5, "the time until the checkpoint counts");
+        assert_eq!(read_metrics(&path).unwrap(), [at(1, 1.0), at(2, 2.0)], "a part of an epoch is recorded whole later");
         std::fs::remove_file(&path).unwrap();
-        drop(MetricsWriter::resume(&path, at).unwrap());
-        assert_eq!(read_metrics(&path).unwrap(), []);
+        let (_, spent) = MetricsWriter::resume(&path, 3, true).unwrap();
+        assert_eq!((read_metrics(&path).unwrap(), spent), (vec![], Spent::default()));
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod summary;
 mod version;
 
 pub use machine::Machine;
-pub use metrics::{METRICS_SCHEMA, MetricsWriter, Record, read_metrics};
+pub use metrics::{METRICS_SCHEMA, MetricsWriter, Record, Spent, read_metrics};
 pub use run_dir::RunDir;
 pub use summary::{DataInfo, EpochScore, MaskInfo, Results, SUMMARY_SCHEMA, Summary};
 pub use version::Engine;

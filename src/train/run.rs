@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::graph::Net;
 use crate::optim::LearningRate;
 use crate::report::{
-    DataInfo, Engine, EpochScore, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter, Record, Results, RunDir,
-    SUMMARY_SCHEMA, Score, Split, Summary,
+    DataInfo, Engine, EpochScore, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter, Record, Results, RunDir, SUMMARY_SCHEMA,
+    Score, Spent, Split, Summary,
 };
 use crate::sparsity::{Mask, mask_hash};
 use std::path::Path;
@@ -62,21 +62,20 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
             warmup_epochs: config.warmup_epochs,
         };
         let dir = RunDir::at(&options.out);
-        let (progress, metrics) = match &options.resume {
+        let (progress, metrics, spent) = match &options.resume {
             None => {
                 net.init(&setup.graph, config.seed.init);
-                (Progress::default(), MetricsWriter::create(&dir.metrics())?)
+                (Progress::default(), MetricsWriter::create(&dir.metrics())?, Spent::default())
             }
             Some(from) => {
                 let progress = load(&mut net, setup, &RunDir::at(from).last())?;
-                let metrics = MetricsWriter::resume(&dir.metrics(), progress.step)?;
-                (progress, metrics)
+                let (metrics, spent) = MetricsWriter::resume(&dir.metrics(), progress.step, progress.batch > 0)?;
+                (progress, metrics, spent)
             }
         };
         dir.save_config(config)?;
         let now = Instant::now();
-        let (before_s, train_s) = metrics.times_s();
-        let clock = Clock { started: now, before_s, train_s, saved: now };
+        let clock = Clock { started: now, before_s: spent.time_s, train_s: spent.train_time_s, saved: now };
         Ok(Run { setup, options, dir, make, net, rate, metrics, progress, test: None, clock })
     }
 
@@ -98,8 +97,8 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
         let config = &self.setup.config;
         let steps = config.epochs * self.rate.steps_per_epoch;
         let loader = self.setup.train_loader(self.options.threads);
-        let (started, before_s, mut images) = (Instant::now(), self.clock.train_s, 0);
-        let mut images_per_s = 0.0;
+        let (mut images, mut seconds, mut images_per_s) = (0, 0.0, 0.0);
+        let mut mark = Instant::now();
         for batch in loader.epoch(self.progress.epoch, self.progress.batch as usize) {
             let loss = self.net.forward_backward(&batch.images, &batch.labels, config.label_smoothing);
             if !loss.loss_sum.is_finite() {
@@ -115,8 +114,9 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
             self.progress.batch += 1;
             self.progress.running.add(loss.loss_sum, loss.correct, batch.n as u64);
             images += batch.n;
-            let seconds = started.elapsed().as_secs_f64();
-            self.clock.train_s = before_s + seconds;
+            let took = mark.elapsed().as_secs_f64();
+            seconds += took;
+            self.clock.train_s += took;
             images_per_s = images as f64 / seconds;
             let Score { loss, accuracy, .. } = self.progress.running.score();
             let (epoch, epochs, step) = (self.progress.epoch + 1, config.epochs, self.progress.step);
@@ -131,6 +131,7 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
                 let (path, run) = (self.dir.last(), self.dir.path().into());
                 return Err(Error::Stopped { step: self.progress.step, path, run });
             }
+            mark = Instant::now(); // observers and checkpoints are no training
         }
         Ok(images_per_s)
     }
