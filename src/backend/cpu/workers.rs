@@ -4,9 +4,11 @@
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Below this much work (vector operations, some microseconds) waking another thread costs more than it gains. Tests are
-/// small and shall use threads.
-const WORTH_WAKING: usize = if cfg!(test) { 0 } else { 4096 };
+/// Whether `work` (vector operations) is worth waking another thread, which costs some microseconds. Tests are small and
+/// shall use threads.
+fn worth_waking(work: usize) -> bool {
+    cfg!(test) || work >= 4096
+}
 
 /// The calling thread and `threads - 1` helpers.
 pub(super) struct Workers {
@@ -48,7 +50,7 @@ impl Workers {
             }
         };
         match &self.pool {
-            Some(pool) if tasks > 1 && work >= WORTH_WAKING => pool.in_place_scope(|scope| {
+            Some(pool) if tasks > 1 && worth_waking(work) => pool.in_place_scope(|scope| {
                 let drain = &drain;
                 for worker in 1..self.threads.min(tasks) {
                     scope.spawn(move |_| drain(worker));
