@@ -28,7 +28,7 @@ impl Preprocess {
     /// Mean and deviation of exactly this split; an error where a channel is constant.
     pub(super) fn of(split: &Split) -> std::result::Result<Self, String> {
         let (mean, std) = split.mean_std();
-        match std.iter().position(|&s| !(s > 0.0)) {
+        match std.iter().position(|&s| s == 0.0) {
             Some(channel) => Err(format!(
                 "channel {channel} has the same value in every training image, so its deviation is zero; \
                  set preprocess.mean and preprocess.std in the config"
@@ -45,7 +45,7 @@ impl Preprocess {
             return fault(format!("preprocess: {m} means and {s} deviations for images of {channels} channel(s)"));
         }
         for (c, (&m, &s)) in self.mean.iter().zip(&self.std).enumerate() {
-            if !m.is_finite() || !(s > 0.0) || !s.is_finite() {
+            if !m.is_finite() || !s.is_finite() || s <= 0.0 {
                 return fault(format!(
                     "preprocess: mean {m} and std {s} of channel {c}: wanted finite, std above zero"
                 ));
@@ -173,6 +173,113 @@ impl Normalise {
                     *out = table[column.map_or(0, |x| usize::from(stored[x]))];
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One channel of 3 x 4 pixels, 1 to 12 row by row, not normalised but for the division by 255.
+    fn cropped(top: isize, left: isize, flip: bool, pad_mode: PadMode) -> Vec<u8> {
+        let shape = ImageShape { c: 1, h: 3, w: 4 };
+        let normalise = Normalise::new(&Preprocess { mean: vec![0.0], std: vec![1.0] }, shape).unwrap();
+        let pixels: Vec<u8> = (1..=12).collect();
+        let mut out = vec![f32::NAN; 12];
+        let crop = Crop { top, left, flip, pad_mode };
+        normalise.apply((&pixels, PixelOrder::Chw), Some(crop), &mut Vec::new(), &mut out);
+        out.iter().map(|v| (v * 255.0).round() as u8).collect()
+    }
+
+    #[test]
+    #[rustfmt::skip]
+    fn crops_by_hand() {
+        use PadMode::{Reflect, Zero};
+        //  1  2  3  4
+        //  5  6  7  8
+        //  9 10 11 12
+        assert_eq!(cropped(0, 0, false, Zero), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]);
+        assert_eq!(cropped(0, 0, true, Zero), [4, 3, 2, 1, 8, 7, 6, 5, 12, 11, 10, 9]);
+        assert_eq!(cropped(-1, -2, false, Zero), [0, 0, 0, 0, 0, 0, 1, 2, 0, 0, 5, 6]);
+        assert_eq!(cropped(2, 1, false, Zero), [10, 11, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        // Mirrored about the edge pixel, which is not repeated: rows 1 | 0 1, columns 2 1 | 0 1.
+        assert_eq!(cropped(-1, -2, false, Reflect), [7, 6, 5, 6, 3, 2, 1, 2, 7, 6, 5, 6]);
+        assert_eq!(cropped(2, 3, false, Reflect), [12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1]);
+        // The crop is flipped, not the image: column order of the case before the last, turned round.
+        assert_eq!(cropped(-1, -2, true, Reflect), [6, 5, 6, 7, 2, 1, 2, 3, 6, 5, 6, 7]);
+    }
+
+    #[test]
+    fn interleaved_channels_give_the_same_numbers() {
+        let shape = ImageShape { c: 3, h: 3, w: 4 };
+        let preprocess = Preprocess { mean: vec![0.5, 0.25, 0.0], std: vec![0.5, 2.0, 0.125] };
+        let normalise = Normalise::new(&preprocess, shape).unwrap();
+        let chw: Vec<u8> = (0..36).map(|v| v * 7).collect();
+        let hwc: Vec<u8> = (0..36).map(|k| chw[k % 3 * 12 + k / 3]).collect();
+        let crop = Some(Crop { top: -1, left: 2, flip: true, pad_mode: PadMode::Zero });
+        let run = |pixels: &[u8], order| {
+            let mut out = vec![f32::NAN; 36];
+            normalise.apply((pixels, order), crop, &mut Vec::new(), &mut out);
+            out
+        };
+        let (a, b) = (run(&chw, PixelOrder::Chw), run(&hwc, PixelOrder::Hwc));
+        assert_eq!(a, b);
+        // Padding is black, which is not zero after normalisation.
+        assert_eq!([a[0], a[12], a[24]], [-1.0, -0.125, 0.0]);
+    }
+
+    #[test]
+    fn normalised_values_are_the_formula_in_f64() {
+        let p = published("cifar10").unwrap();
+        let tables = p.tables();
+        for (c, (m, s)) in [(0.4914, 0.2023), (0.4822, 0.1994), (0.4465, 0.2010)].into_iter().enumerate() {
+            for (v, got) in tables[c].iter().enumerate() {
+                assert_eq!(*got, ((v as f64 / 255.0 - m) / s) as f32);
+            }
+        }
+    }
+
+    #[test]
+    fn draws_cover_all_offsets_evenly() {
+        let augment = Augment { pad: 4, pad_mode: PadMode::Reflect, flip: true };
+        let stream = crate::rng::Stream::new(3, crate::rng::Purpose::Data, "epoch 0 augment");
+        let (mut tops, mut lefts, mut flips) = ([0; 9], [0; 9], 0);
+        let n = 9000;
+        for i in 0..n {
+            let crop = augment.draw(stream.block(i));
+            tops[(crop.top + 4) as usize] += 1;
+            lefts[(crop.left + 4) as usize] += 1;
+            flips += i32::from(crop.flip);
+        }
+        // 1000 expected, deviation 30; 4500 flips expected, deviation 47: 5 sigma.
+        assert!(tops.iter().chain(&lefts).all(|&c| (850..=1150).contains(&c)), "{tops:?} {lefts:?}");
+        assert!((4263..=4737).contains(&flips), "{flips}");
+        let never = Augment { flip: false, pad: 0, ..augment };
+        assert!((0..n).all(|i| {
+            let crop = never.draw(stream.block(i));
+            (crop.top, crop.left, crop.flip) == (0, 0, false)
+        }));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        let shape = ImageShape { c: 1, h: 8, w: 5 };
+        let pad = |pad| Augment { pad, pad_mode: PadMode::Reflect, flip: false }.check(shape);
+        assert!(pad(4).is_ok() && pad(0).is_ok());
+        assert!(pad(5).is_err() && pad(usize::MAX).is_err());
+        let check = |mean: &[f64], std: &[f64]| Preprocess { mean: mean.into(), std: std.into() }.check(1);
+        assert!(check(&[0.0], &[1.0]).is_ok());
+        for (mean, std) in [
+            (&[0.0][..], &[0.0][..]),
+            (&[0.0], &[-1.0]),
+            (&[0.0], &[f64::NAN]),
+            (&[0.0], &[f64::INFINITY]),
+            (&[f64::NAN], &[1.0]),
+            (&[0.0, 0.0], &[1.0, 1.0]),
+            (&[0.0], &[]),
+        ] {
+            assert!(check(mean, std).is_err(), "{mean:?} {std:?}");
         }
     }
 }

@@ -114,11 +114,17 @@ impl Files {
     }
 }
 
-/// Opens a path (file or folder) or [`BUILTIN`]; the kind is recognised.
+/// Opens a path (file or folder) or [`BUILTIN`]; the kind is recognised, never asked for.
 ///
 /// * A folder: the files of one kind in it or in the subfolder where the usual downloaders leave them, else one archive
 ///   or `.npz` in it. More than one data set is an error that names them.
 /// * A file: an `.npz`, an archive, or any file of a data set, which then means its folder.
+///
+/// Kinds: IDX (raw or gzip), CIFAR-10 and CIFAR-100 as binary files or Python batches (folder, `.tar.gz` or `.tar`), and
+/// `.npz` with `x_train`, `y_train`, `x_test`, `y_test`: uint8 images N,H,W or N,C,H,W or N,H,W,C, where the channels are
+/// the dimension that is 1 or 3 (both or neither is an error), and integer labels.
+///
+/// The whole data is read once for its checksum. Raw files stay mapped; compressed ones are decoded into memory.
 pub fn open(source: &str) -> Result<Dataset> {
     if source == BUILTIN {
         return builtin::open();

@@ -224,3 +224,53 @@ impl<T, F> Drop for Prefetch<T, F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    #[test]
+    fn order_is_kept_by_slow_and_fast_workers() {
+        for threads in [0, 1, 2, 7] {
+            let make = |i: usize| {
+                std::thread::sleep(Duration::from_micros((i as u64 * 7919) % 300));
+                i
+            };
+            assert!(Prefetch::new(3, 60, threads, make).eq(3..60), "{threads} threads");
+            assert_eq!(Prefetch::new(5, 5, threads, make).next(), None);
+        }
+    }
+
+    #[test]
+    fn workers_stay_within_the_bound_and_end_when_dropped() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let count = made.clone();
+        let mut run = Prefetch::new(0, 1_000_000, 2, move |i| {
+            count.fetch_add(1, Ordering::SeqCst);
+            i
+        });
+        assert_eq!(run.next(), Some(0));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(made.load(Ordering::SeqCst) <= 1 + 2 + AHEAD, "{} made", made.load(Ordering::SeqCst));
+        let shared = Arc::downgrade(&run.shared);
+        drop(run);
+        assert!(shared.upgrade().is_none(), "a worker outlives the iterator");
+    }
+
+    #[test]
+    fn a_panic_reaches_the_consumer_and_nobody_hangs() {
+        for threads in [1, 3] {
+            let mut run = Prefetch::new(0, 100, threads, |i| {
+                if i == 10 {
+                    resume_unwind(Box::new("boom")); // a panic without the message on stderr
+                }
+                i
+            });
+            let result = catch_unwind(AssertUnwindSafe(|| run.by_ref().count()));
+            assert_eq!(result.unwrap_err().downcast_ref(), Some(&"boom"));
+            assert_eq!(run.next(), None);
+        }
+    }
+}

@@ -227,3 +227,40 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
     let mark = text.chars().next().filter(|c| matches!(c, '\'' | '"'))?;
     text[1..].split_once(mark)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_that_numpy_writes_or_wrote() {
+        for (text, shape) in [
+            ("{'descr': '|u1', 'fortran_order': False, 'shape': (60000, 28, 28), }      \n", vec![60000, 28, 28]),
+            ("{'shape': (5L, 2L), \"descr\": '|u1', 'fortran_order': False}", vec![5, 2]),
+            ("{ 'descr' : '|u1' , 'fortran_order' : False , 'shape' : ( 7 , ) }", vec![7]),
+            ("{'descr': '|u1', 'fortran_order': False, 'shape': ()}", vec![]),
+        ] {
+            let header = Header::parse(text).unwrap();
+            assert_eq!((header.descr.as_str(), header.fortran, header.shape), ("|u1", false, shape), "{text}");
+        }
+    }
+
+    #[test]
+    fn headers_that_are_refused() {
+        for text in [
+            "",
+            "{",
+            "{}",
+            "{'descr': '|u1', 'fortran_order': False}",
+            "{'descr': '|u1', 'fortran_order': 0, 'shape': (1,)}",
+            "{'descr': [('a', '|u1')], 'fortran_order': False, 'shape': (1,)}",
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (1, -1)}",
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}",
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (1,)} x",
+            "{'descr': '|u1' 'fortran_order': False, 'shape': (1,)}",
+            "{'descr': '|u1', 'fortran_order': False, 'shape': (1,",
+        ] {
+            assert!(Header::parse(text).is_none(), "{text}");
+        }
+    }
+}

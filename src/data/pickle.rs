@@ -5,7 +5,9 @@
 //! that a small hostile file fills the memory. Here values lie in one arena and refer to each other by index: no copy, no
 //! recursion, memory linear in the number of opcodes, and strings are ranges of the file.
 
-use std::collections::HashMap;
+mod machine;
+
+use machine::Machine;
 use std::ops::Range;
 
 /// Most opcodes of a file; CIFAR-100's "train" has 300,000.
@@ -59,13 +61,12 @@ pub(super) enum Data {
 impl<'a> Pickle<'a> {
     /// Errors name the opcode's position.
     pub(super) fn parse(file: &'a [u8]) -> Result<Self, String> {
-        let mut machine =
-            Machine { file, pos: 0, values: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+        let mut machine = Machine::new(file);
         for _ in 0..MAX_OPCODES {
-            let at = machine.pos;
+            let at = machine.pos();
             let step = machine.step().map_err(|what| format!("pickle: {what} at byte {at}"))?;
             if let Some(root) = step {
-                return Ok(Pickle { file, values: machine.values, root });
+                return Ok(Pickle { file, values: machine.into_values(), root });
             }
         }
         Err(format!("pickle: more than {MAX_OPCODES} opcodes"))
@@ -175,196 +176,54 @@ impl<'a> Pickle<'a> {
     }
 }
 
-/// Python's stack machine, without the running.
-struct Machine<'a> {
-    file: &'a [u8],
-    pos: usize,
-    values: Vec<Value>,
-    stack: Vec<Id>,
-    /// Stack heights.
-    marks: Vec<usize>,
-    memo: HashMap<u32, Id>,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Purpose, Stream};
 
-impl Machine<'_> {
-    /// One opcode; the root where it is the last.
-    fn step(&mut self) -> Result<Option<Id>, String> {
-        let value = match self.byte()? {
-            0x80 => return self.byte().map(|_| None),                            // PROTO
-            0x95 => return self.take(8).map(|_| None),                           // FRAME
-            b'.' => return self.pop().map(Some),                                 // STOP
-            b'(' => return self.mark(),                                          // MARK
-            b'0' => return self.pop().map(|_| None),                             // POP
-            b'N' => Value::Other,                                                // NONE
-            b'G' => self.take(8).map(|_| Value::Other)?,                         // BINFLOAT
-            0x88 => Value::Bool(true),                                           // NEWTRUE
-            0x89 => Value::Bool(false),                                          // NEWFALSE
-            b'K' => Value::Int(self.unsigned(1)? as i64),                        // BININT1
-            b'M' => Value::Int(self.unsigned(2)? as i64),                        // BININT2
-            b'J' => Value::Int(self.unsigned(4)? as u32 as i32 as i64),          // BININT
-            0x8a => self.long()?,                                                // LONG1
-            b'U' | b'C' => Value::Bytes(self.string(1)?),                        // SHORT_BINSTRING, SHORT_BINBYTES
-            b'T' | b'B' => Value::Bytes(self.string(4)?),                        // BINSTRING, BINBYTES
-            0x8e | 0x96 => Value::Bytes(self.string(8)?),                        // BINBYTES8, BYTEARRAY8
-            0x8c => Value::Text(self.string(1)?),                                // SHORT_BINUNICODE
-            b'X' => Value::Text(self.string(4)?),                                // BINUNICODE
-            0x8d => Value::Text(self.string(8)?),                                // BINUNICODE8
-            b')' => Value::Tuple(Vec::new()),                                    // EMPTY_TUPLE
-            b']' => Value::List(Vec::new()),                                     // EMPTY_LIST
-            b'}' => Value::Dict(Vec::new()),                                     // EMPTY_DICT
-            n @ 0x85..=0x87 => Value::Tuple(self.pop_n(usize::from(n) - 0x84)?), // TUPLE1, 2, 3
-            b't' => Value::Tuple(self.pop_to_mark()?),                           // TUPLE
-            b'l' => Value::List(self.pop_to_mark()?),                            // LIST
-            b'c' => Value::Global(self.line()?, self.line()?),                   // GLOBAL
-            0x93 => {
-                // STACK_GLOBAL
-                let names = self.pop_n(2)?;
-                let text = |id: Id| match &self.values[id as usize] {
-                    Value::Text(r) => Ok(r.clone()),
-                    _ => Err("a global without a name".to_string()),
-                };
-                Value::Global(text(names[0])?, text(names[1])?)
+    fn everything(file: &[u8]) {
+        if let Ok(pickle) = Pickle::parse(file) {
+            let _ = (pickle.integers("labels"), pickle.integers("fine_labels"));
+            if let Ok(Array { shape, data: Data::At(range), .. }) = pickle.array("data") {
+                assert!(range.end <= file.len() && range.len() == shape[0] * shape[1]);
             }
-            b'R' => {
-                // REDUCE
-                let call = self.pop_n(2)?;
-                Value::Call(call[0], call[1], None)
-            }
-            b'b' => {
-                // BUILD: the state of the object below, which may be memoised already
-                let state = self.pop()?;
-                match self.top()? {
-                    Value::Call(_, _, slot) => *slot = Some(state),
-                    _ => return Err("state for something that is no object".into()),
-                }
-                return Ok(None);
-            }
-            b'a' => {
-                let item = self.pop()?; // APPEND
-                return self.append(vec![item]);
-            }
-            b'e' => {
-                let items = self.pop_to_mark()?; // APPENDS
-                return self.append(items);
-            }
-            b's' => {
-                let items = self.pop_n(2)?; // SETITEM
-                return self.set(&items);
-            }
-            b'u' => {
-                let items = self.pop_to_mark()?; // SETITEMS
-                return self.set(&items);
-            }
-            b'q' => return self.unsigned(1).and_then(|slot| self.put(slot)), // BINPUT
-            b'r' => return self.unsigned(4).and_then(|slot| self.put(slot)), // LONG_BINPUT
-            0x94 => return self.put(self.memo.len() as u64),                 // MEMOIZE
-            b'h' => return self.unsigned(1).and_then(|slot| self.fetch(slot)), // BINGET
-            b'j' => return self.unsigned(4).and_then(|slot| self.fetch(slot)), // LONG_BINGET
-            other => return Err(format!("opcode {other:#04x} does not occur in CIFAR's files")),
-        };
-        self.values.push(value);
-        self.stack.push(self.values.len() as Id - 1);
-        Ok(None)
-    }
-
-    fn take(&mut self, n: usize) -> Result<Range<usize>, String> {
-        let end = self.pos.checked_add(n).filter(|&end| end <= self.file.len());
-        let range = self.pos..end.ok_or_else(|| format!("truncated: {n} bytes wanted"))?;
-        self.pos = range.end;
-        Ok(range)
-    }
-
-    fn byte(&mut self) -> Result<u8, String> {
-        self.take(1).map(|r| self.file[r.start])
-    }
-
-    /// Little-endian number of `n <= 8` bytes.
-    fn unsigned(&mut self, n: usize) -> Result<u64, String> {
-        let bytes = self.take(n)?;
-        Ok(self.file[bytes].iter().rev().fold(0, |v, &b| v << 8 | u64::from(b)))
-    }
-
-    /// Two's complement of a stated number of bytes; longer than 8 is no count or label.
-    fn long(&mut self) -> Result<Value, String> {
-        let n = usize::from(self.byte()?);
-        if n == 0 {
-            return Ok(Value::Int(0));
         }
-        if n > 8 {
-            return self.take(n).map(|_| Value::Other);
+    }
+
+    #[test]
+    fn no_stream_of_opcodes_panics() {
+        let opcodes =
+            b"\x80\x95.(0NG\x88\x89KMJ\x8aUCTB\x8e\x96\x8cX\x8d)]}\x85\x86\x87tlc\x93Rbaesuqr\x94hj\x00\x01\x04\n";
+        for case in 0..20_000 {
+            let stream = Stream::new(case, Purpose::Data, "opcodes");
+            let len = 1 + stream.below(0, 60);
+            let file: Vec<u8> = (1..=len).map(|i| opcodes[stream.below(i, opcodes.len() as u64) as usize]).collect();
+            everything(&file);
         }
-        let unused = 64 - 8 * n as u32;
-        Ok(Value::Int((self.unsigned(n)? << unused) as i64 >> unused))
     }
 
-    /// A string after its length of `n` bytes.
-    fn string(&mut self, n: usize) -> Result<Range<usize>, String> {
-        let len = self.unsigned(n)?;
-        self.take(usize::try_from(len).map_err(|_| "a string too long")?)
-    }
-
-    fn line(&mut self) -> Result<Range<usize>, String> {
-        let rest = &self.file[self.pos..];
-        let len = rest.iter().take(256).position(|&b| b == b'\n').ok_or("a name without an end")?;
-        let range = self.take(len)?;
-        self.take(1)?;
-        Ok(range)
-    }
-
-    /// Lowest stack height that the current mark lets be taken.
-    fn floor(&self) -> usize {
-        self.marks.last().copied().unwrap_or(0)
-    }
-
-    fn pop(&mut self) -> Result<Id, String> {
-        self.pop_n(1).map(|v| v[0])
-    }
-
-    fn pop_n(&mut self, n: usize) -> Result<Vec<Id>, String> {
-        let from = self.stack.len().checked_sub(n).filter(|&from| from >= self.floor());
-        Ok(self.stack.split_off(from.ok_or("nothing on the stack")?))
-    }
-
-    fn mark(&mut self) -> Result<Option<Id>, String> {
-        self.marks.push(self.stack.len());
-        Ok(None)
-    }
-
-    fn pop_to_mark(&mut self) -> Result<Vec<Id>, String> {
-        let from = self.marks.pop().ok_or("no mark on the stack")?;
-        Ok(self.stack.split_off(from))
-    }
-
-    fn top(&mut self) -> Result<&mut Value, String> {
-        let id = *self.stack.last().ok_or("nothing on the stack")?;
-        Ok(&mut self.values[id as usize])
-    }
-
-    fn append(&mut self, new: Vec<Id>) -> Result<Option<Id>, String> {
-        match self.top()? {
-            Value::List(items) => items.extend(new),
-            _ => return Err("append to something that is no list".into()),
+    #[test]
+    fn every_flipped_bit_and_cut_of_a_real_file() {
+        for file in [
+            include_bytes!("../../tests/fixtures/data/cifar-10-batches-py/data_batch_2").as_slice(),
+            include_bytes!("../../tests/fixtures/data/protocol-2-train"),
+            include_bytes!("../../tests/fixtures/data/protocol-4-train"),
+            include_bytes!("../../tests/fixtures/data/protocol-5-train"),
+        ] {
+            let mut bytes = file.to_vec();
+            for bit in 0..8 * file.len() {
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                everything(&bytes);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            (0..file.len()).for_each(|len| everything(&file[..len]));
         }
-        Ok(None)
     }
 
-    fn set(&mut self, new: &[Id]) -> Result<Option<Id>, String> {
-        match self.top()? {
-            Value::Dict(items) if new.len() % 2 == 0 => items.extend(new.chunks_exact(2).map(|kv| (kv[0], kv[1]))),
-            _ => return Err("items for something that is no dictionary".into()),
-        }
-        Ok(None)
-    }
-
-    fn put(&mut self, slot: u64) -> Result<Option<Id>, String> {
-        let id = *self.stack.last().ok_or("nothing on the stack")?;
-        self.memo.insert(slot as u32, id);
-        Ok(None)
-    }
-
-    fn fetch(&mut self, slot: u64) -> Result<Option<Id>, String> {
-        let id = *self.memo.get(&(slot as u32)).ok_or_else(|| format!("nothing kept under {slot}"))?;
-        self.stack.push(id);
-        Ok(None)
+    #[test]
+    fn numbers_of_every_width() {
+        let file = b"\x80\x02}U\x01a](K\xffM\x01\x02J\xfe\xff\xff\xff\x8a\x00\x8a\x02\xff\x7f\x8a\x01\x80\x8a\x08\0\0\0\0\0\0\0\x80es.";
+        let wanted = [255, 513, -2, 0, 32767, -128, i64::MIN];
+        assert_eq!(Pickle::parse(file).unwrap().integers("a").unwrap(), wanted);
     }
 }

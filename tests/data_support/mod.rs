@@ -6,6 +6,11 @@ use sparse_engine::data::{Dataset, Split, open};
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
 
+/// (file name, bytes).
+pub type Named = (String, Vec<u8>);
+/// (name of an array, its .npy file).
+pub type Member = (&'static str, Vec<u8>);
+
 pub const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data");
 
 /// Byte `p` of image `i` of file `f`: the rule of `fixtures/data/make_cifar_pickles.py`.
@@ -64,7 +69,7 @@ pub fn idx(dims: &[u32], data: &[u8]) -> Vec<u8> {
 }
 
 /// The four files of an IDX set of 5 x 4 images, 10 classes: (name, bytes).
-pub fn idx_files(train: usize, test: usize) -> Vec<(String, Vec<u8>)> {
+pub fn idx_files(train: usize, test: usize) -> Vec<Named> {
     let split = |f: usize, name: &str, n: usize| {
         [
             (format!("{name}-images-idx3-ubyte"), idx(&[n as u32, 5, 4], &images(f, n, 20))),
@@ -74,18 +79,18 @@ pub fn idx_files(train: usize, test: usize) -> Vec<(String, Vec<u8>)> {
     split(0, "train", train).into_iter().chain(split(1, "t10k", test)).collect()
 }
 
-pub fn write_all(folder: &Path, files: &[(String, Vec<u8>)]) {
+pub fn write_all(folder: &Path, files: &[Named]) {
     std::fs::create_dir_all(folder).unwrap();
     files.iter().for_each(|(name, data)| std::fs::write(folder.join(name), data).unwrap());
 }
 
 /// CIFAR-10's binary files with `count` images each, or CIFAR-100's.
-pub fn cifar_bin(classes: usize, count: usize) -> Vec<(String, Vec<u8>)> {
+pub fn cifar_bin(classes: usize, count: usize) -> Vec<Named> {
     let names: Vec<String> = match classes {
         10 => (1..=5).map(|i| format!("data_batch_{i}.bin")).chain(["test_batch.bin".into()]).collect(),
         _ => vec!["train.bin".into(), "test.bin".into()],
     };
-    let file = |(f, name): (usize, String)| {
+    let file = |(f, name): (usize, String)| -> Named {
         let mut out = Vec::new();
         for i in 0..count {
             let label = label(f, i, classes);
@@ -115,7 +120,7 @@ pub fn npy(descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
 }
 
 /// Members (name without .npy, bytes) in a zip archive; numpy writes each with 64-bit sizes, as here.
-pub fn npz(members: &[(&str, Vec<u8>)], deflate: bool) -> Vec<u8> {
+pub fn npz(members: &[Member], deflate: bool) -> Vec<u8> {
     let method = if deflate { zip::CompressionMethod::Deflated } else { zip::CompressionMethod::Stored };
     let options = zip::write::SimpleFileOptions::default().compression_method(method).large_file(true);
     let mut out = zip::ZipWriter::new(Cursor::new(Vec::new()));
@@ -127,7 +132,7 @@ pub fn npz(members: &[(&str, Vec<u8>)], deflate: bool) -> Vec<u8> {
 }
 
 /// The same images as [`idx_files`], as .npz members.
-pub fn npz_members(train: usize, test: usize) -> Vec<(&'static str, Vec<u8>)> {
+pub fn npz_members(train: usize, test: usize) -> Vec<Member> {
     vec![
         ("x_train", npy("|u1", &format!("({train}, 5, 4)"), &images(0, train, 20))),
         ("y_train", npy("|u1", &format!("({train},)"), &labels(0, train, 10))),
@@ -137,7 +142,7 @@ pub fn npz_members(train: usize, test: usize) -> Vec<(&'static str, Vec<u8>)> {
 }
 
 /// A tar archive of files below `folder`.
-pub fn tar(folder: &str, files: &[(String, Vec<u8>)]) -> Vec<u8> {
+pub fn tar(folder: &str, files: &[Named]) -> Vec<u8> {
     let mut out = tar::Builder::new(Vec::new());
     for (name, data) in files {
         let mut header = tar::Header::new_ustar();
@@ -150,7 +155,7 @@ pub fn tar(folder: &str, files: &[(String, Vec<u8>)]) -> Vec<u8> {
 }
 
 /// Files of a fixture folder, by name.
-pub fn fixture(folder: &str) -> Vec<(String, Vec<u8>)> {
+pub fn fixture(folder: &str) -> Vec<Named> {
     let mut files: Vec<PathBuf> =
         std::fs::read_dir(Path::new(FIXTURES).join(folder)).unwrap().map(|e| e.unwrap().path()).collect();
     files.sort();
