@@ -122,7 +122,7 @@ fn largest_remainder_by_hand_with_ties_in_layer_order() {
     // 0.1 * (27, 37, 13, 23): remainders 0.7, 0.7, 0.3, 0.3, equal in decimal though not in binary; 10 = 2+3+1+2 + 2.
     let layers = [layer("a", 27), layer("b", 37), layer("c", 13), layer("d", 23)];
     assert_eq!(layer_counts(&layers, Method::Uniform, density(0.1)).unwrap(), [3, 4, 1, 2]);
-    // Ties among many: 0.1 * 2304 and 0.1 * 36864 both leave 0.4, which f64 tells apart; 18 * 0.4 + 0.4 = 7.6 -> 8.
+    // 0.1 * 2304 and 0.1 * 36864 both leave 0.4, which f64 tells apart; 18 * 0.4 + 0.4 = 7.6 -> 8.
     let layers: Vec<_> = (0..19).map(|l| layer(&l.to_string(), if l % 2 == 0 { 2304 } else { 36_864 })).collect();
     let counts = layer_counts(&layers, Method::Uniform, density(0.1)).unwrap();
     for (l, count) in counts.into_iter().enumerate() {
@@ -234,8 +234,7 @@ fn names_parse_and_print() {
         (e.exit_code(), e.to_string().as_str()),
         (2, "unknown method \"ER\": choose one of dense, uniform, erk")
     );
-    let e = "".parse::<Draw>().unwrap_err();
-    assert_eq!(e.to_string(), "unknown mask draw \"\": choose one of exact, bernoulli");
+    assert_eq!("".parse::<Draw>().unwrap_err().to_string(), "unknown mask draw \"\": choose one of exact, bernoulli");
 }
 
 /// The loop of paper section 1.4 in plain f64, written a second time.
