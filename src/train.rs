@@ -1,1 +1,158 @@
-//! stub
+//! The training loop: a resolved configuration in, a run directory and a summary out. It prints nothing; whoever calls it
+//! watches through an [`Observer`].
+
+use crate::config::Config;
+use crate::data::ImageShape;
+use crate::error::Result;
+use crate::report::{Score, Split, Summary};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Which device a run uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Device {
+    /// The best one found.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// An NVIDIA GPU; an error (exit code 69) without one.
+    Cuda,
+}
+
+/// What a run needs beside its configuration; none of it changes a result.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Run directory; it exists and holds nothing, or the run that is resumed.
+    pub out: PathBuf,
+    /// The run directory whose `last.safetensors` is gone on from; `None`: a fresh run.
+    pub resume: Option<PathBuf>,
+    /// Device.
+    pub device: Device,
+    /// Worker threads; 0: one a core.
+    pub threads: usize,
+    /// Time between checkpoints inside an epoch; `None`: at the end of each epoch only.
+    pub checkpoint_every: Option<Duration>,
+    /// The command line, for the summary.
+    pub command_line: Vec<String>,
+}
+
+/// What is known before the first step.
+#[derive(Clone, Debug)]
+pub struct StartInfo {
+    /// Network, such as "resnet20, width 16".
+    pub model: String,
+    /// Device, such as "cpu avx2, 2 threads".
+    pub device: String,
+    /// Data source and kind.
+    pub data: String,
+    /// Run directory.
+    pub out: PathBuf,
+    /// Layer-wise ratio, as the configuration names it.
+    pub method: String,
+    /// Density asked for, over the maskable weights.
+    pub density_target: f64,
+    /// Density realised, `nnz / maskable`.
+    pub density: f64,
+    /// Parameters of the dense network.
+    pub params: u64,
+    /// Parameters stored.
+    pub stored: u64,
+    /// Maskable weights.
+    pub maskable: u64,
+    /// Maskable weights kept.
+    pub nnz: u64,
+    /// FLOPs (2 x MAC) of one image, forward, of the dense network at this input size.
+    pub flops_dense: u64,
+    /// FLOPs (2 x MAC) of one image, forward, of the sparse network at this input size.
+    pub flops_sparse: u64,
+    /// Channels, rows, columns of an image.
+    pub image: ImageShape,
+    /// Classes.
+    pub classes: usize,
+    /// Training images.
+    pub train_images: usize,
+    /// Validation images, 0 without such a split.
+    pub val_images: usize,
+    /// Test images.
+    pub test_images: usize,
+    /// Epochs of the run.
+    pub epochs: u64,
+    /// Steps an epoch, the ragged last batch counted.
+    pub steps_per_epoch: u64,
+    /// Steps already done by the checkpoint the run goes on from.
+    pub resumed_at_step: Option<u64>,
+}
+
+/// One training step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepInfo {
+    /// Epoch, counted from 1.
+    pub epoch: u64,
+    /// Epochs of the run.
+    pub epochs: u64,
+    /// Steps done in all.
+    pub step: u64,
+    /// Steps of the whole run.
+    pub steps: u64,
+    /// Training images a second, recently.
+    pub images_per_s: f64,
+    /// Running mean loss of the epoch.
+    pub loss: f64,
+    /// Running accuracy of the epoch, a fraction.
+    pub accuracy: f64,
+    /// Seconds left, estimated.
+    pub eta_s: f64,
+}
+
+/// One finished epoch.
+#[derive(Clone, Copy, Debug)]
+pub struct EpochInfo {
+    /// Epoch, counted from 1.
+    pub epoch: u64,
+    /// Epochs of the run.
+    pub epochs: u64,
+    /// Learning rate of its last step.
+    pub lr: f64,
+    /// Over the training images as they were seen (augmented, weights moving).
+    pub train: Score,
+    /// Validation split, if any.
+    pub val: Option<Score>,
+    /// Test split, where it was evaluated.
+    pub test: Option<Score>,
+    /// Seconds since the start of the run, those before a resume counted.
+    pub elapsed_s: f64,
+    /// Training images a second over the epoch.
+    pub images_per_s: f64,
+}
+
+/// Watches a run.
+pub trait Observer {
+    /// Before the first step.
+    fn start(&mut self, info: &StartInfo);
+    /// After each step.
+    fn step(&mut self, p: &StepInfo);
+    /// After each epoch.
+    fn epoch(&mut self, e: &EpochInfo);
+    /// At the end of a run that was not stopped.
+    fn finish(&mut self, s: &Summary);
+    /// Asked after each step: whether to write a checkpoint and return [`crate::Error::Stopped`].
+    fn stop_requested(&self) -> bool;
+}
+
+/// Runs `config` to its end.
+pub fn train(_config: &Config, _options: &Options, _observer: &mut dyn Observer) -> Result<Summary> {
+    todo!()
+}
+
+/// Accuracy and loss of a checkpoint on one split of `data` (`None`: the data it was trained on), always with the
+/// preprocessing stored in the checkpoint. `batch`: images at a time, which changes no result beyond rounding.
+pub fn evaluate(
+    _checkpoint: &Path,
+    _data: Option<&str>,
+    _split: Split,
+    _batch: usize,
+    _threads: usize,
+) -> Result<Score> {
+    todo!()
+}

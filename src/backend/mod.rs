@@ -9,7 +9,6 @@ pub mod cpu;
 pub mod gpu;
 pub mod reference;
 
-use crate::error::Result;
 use crate::shape::ConvGeom;
 use std::ops::Range;
 use std::sync::Arc;

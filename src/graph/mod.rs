@@ -1,1 +1,261 @@
-//! Nodes, shape inference, fusion, memory plan, and the executor.
+//! A small graph of layers: what a model builds ([`Graph`]), how it becomes operations ([`lower`]), how they run ([`Net`]).
+//!
+//! ```
+//! use sparse_engine::graph::Graph;
+//! let mut g = Graph::new(1, 28, 28);
+//! let x = g.input();
+//! let x = g.conv("conv", x, 8, 3, 2, 1)?;
+//! let x = g.norm("bn", x);
+//! let x = g.relu(x);
+//! let x = g.pool(x);
+//! g.linear("fc", x, 10)?;
+//! assert_eq!(g.maskable().len(), 2);
+//! # Ok::<(), sparse_engine::Error>(())
+//! ```
+
+mod exec;
+mod init;
+pub mod lower;
+
+pub use exec::Net;
+
+use crate::error::{Error, Result};
+use crate::shape::ConvGeom;
+use crate::sparsity::Maskable;
+
+/// A node of a [`Graph`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NodeId(pub(crate) usize);
+
+/// What a node computes.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Op {
+    /// The images.
+    Input,
+    /// Convolution or linear layer; index into [`Graph::convs`].
+    Conv(usize),
+    /// Batch norm; index into [`Graph::norms`].
+    Norm(usize),
+    /// max(x, 0).
+    Relu,
+    /// a + b.
+    Add,
+    /// Mean over rows and columns.
+    Pool,
+}
+
+/// A node: operation, inputs, and the shape C,H,W of its output for one image.
+#[derive(Clone, Debug)]
+pub struct Node {
+    /// Operation.
+    pub op: Op,
+    /// Operands.
+    pub inputs: Vec<NodeId>,
+    /// Output channels, rows, columns.
+    pub chw: (u32, u32, u32),
+}
+
+/// How a parameter starts (paper's code, CIFAR networks).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Init {
+    /// Normal with standard deviation sqrt(2 / fan_in).
+    KaimingNormal {
+        /// Inputs of one output.
+        fan_in: usize,
+    },
+    /// Uniform in +-1/sqrt(fan_in): PyTorch's default of a linear bias.
+    Uniform {
+        /// Inputs of one output.
+        fan_in: usize,
+    },
+    /// One value.
+    Constant(f64),
+}
+
+/// A parameter tensor.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Param {
+    /// Name, such as "segment1.block0.conv1.weight".
+    pub name: String,
+    /// K,C,R,S for a convolution, out,in for a linear layer, one length for a vector.
+    pub shape: Vec<usize>,
+    /// Initial values.
+    pub init: Init,
+    /// Whether a mask may prune it: convolution and linear weights, the first and last included; never biases or norms.
+    pub maskable: bool,
+}
+
+impl Param {
+    /// Elements of the dense tensor.
+    pub fn size(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
+/// A convolution, or a linear layer as a 1x1 convolution of a 1x1 plane.
+#[derive(Clone, Debug)]
+pub struct Conv {
+    /// Layer name.
+    pub name: String,
+    /// Geometry.
+    pub geom: ConvGeom,
+    /// Index of the weight in [`Graph::params`].
+    pub weight: usize,
+    /// Index of the bias.
+    pub bias: Option<usize>,
+}
+
+/// A batch norm.
+#[derive(Clone, Debug)]
+pub struct Norm {
+    /// Layer name.
+    pub name: String,
+    /// Channels.
+    pub c: u32,
+    /// Index of the scale in [`Graph::params`].
+    pub gamma: usize,
+    /// Index of the shift.
+    pub beta: usize,
+}
+
+/// A network: nodes in topological order, the last one gives the logits.
+#[derive(Clone, Debug)]
+pub struct Graph {
+    nodes: Vec<Node>,
+    params: Vec<Param>,
+    convs: Vec<Conv>,
+    norms: Vec<Norm>,
+}
+
+impl Graph {
+    /// A graph that takes images of `c` channels, `h` rows, `w` columns.
+    pub fn new(c: usize, h: usize, w: usize) -> Self {
+        let node = Node { op: Op::Input, inputs: vec![], chw: (c as u32, h as u32, w as u32) };
+        Graph { nodes: vec![node], params: vec![], convs: vec![], norms: vec![] }
+    }
+
+    /// The images.
+    pub fn input(&self) -> NodeId {
+        NodeId(0)
+    }
+
+    /// Nodes in topological order.
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// Parameters in creation order, which is the order of the flat stores and of checkpoints.
+    pub fn params(&self) -> &[Param] {
+        &self.params
+    }
+
+    /// Convolutions and linear layers in creation order.
+    pub fn convs(&self) -> &[Conv] {
+        &self.convs
+    }
+
+    /// Batch norms in creation order.
+    pub fn norms(&self) -> &[Norm] {
+        &self.norms
+    }
+
+    /// Parameters of the dense network.
+    pub fn param_count(&self) -> usize {
+        self.params.iter().map(Param::size).sum()
+    }
+
+    /// Maskable tensors in creation order.
+    pub fn maskable(&self) -> Vec<Maskable> {
+        let weights = self.params.iter().filter(|p| p.maskable);
+        weights.map(|p| Maskable { name: p.name.clone(), shape: p.shape.clone() }).collect()
+    }
+
+    /// Multiply-accumulates of the dense network for one image, a maskable tensor, in [`Graph::maskable`]'s order.
+    pub fn macs(&self) -> Vec<u64> {
+        self.convs.iter().map(|c| c.geom.macs()).collect()
+    }
+
+    /// Square convolution without bias, `r` x `r`.
+    ///
+    /// # Errors
+    /// A kernel larger than the padded input, or a zero size.
+    pub fn conv(&mut self, name: &str, x: NodeId, k: usize, r: usize, stride: usize, pad: usize) -> Result<NodeId> {
+        let (c, h, w) = self.nodes[x.0].chw;
+        if k == 0 || r == 0 || stride == 0 || c == 0 || h as usize + 2 * pad < r || w as usize + 2 * pad < r {
+            return Err(Error::Usage(format!(
+                "layer {name}: a {r}x{r} convolution to {k} channels with stride {stride} and padding {pad} \
+                 does not fit an input of {c}x{h}x{w}; use a larger image or a smaller kernel"
+            )));
+        }
+        let [k, r, stride, pad] = [k, r, stride, pad].map(|v| v as u32);
+        let geom = ConvGeom { c, h, w, k, r, s: r, stride, pad };
+        let fan_in = (c * r * r) as usize;
+        let shape = [k, c, r, r].map(|v| v as usize).to_vec();
+        let weight = self.param(format!("{name}.weight"), shape, Init::KaimingNormal { fan_in }, true);
+        Ok(self.push_conv(name, x, geom, weight, None))
+    }
+
+    /// Linear layer with bias on a 1x1 plane: the last one gives the logits.
+    ///
+    /// # Errors
+    /// An input that is not a 1x1 plane, or no outputs.
+    pub fn linear(&mut self, name: &str, x: NodeId, out: usize) -> Result<NodeId> {
+        let (c, h, w) = self.nodes[x.0].chw;
+        if (h, w) != (1, 1) || out == 0 {
+            return Err(Error::Usage(format!(
+                "layer {name}: a linear layer to {out} outputs wants an input of Cx1x1, got {c}x{h}x{w}; pool first"
+            )));
+        }
+        let geom = ConvGeom { c, h: 1, w: 1, k: out as u32, r: 1, s: 1, stride: 1, pad: 0 };
+        let fan_in = c as usize;
+        let weight = self.param(format!("{name}.weight"), vec![out, fan_in], Init::KaimingNormal { fan_in }, true);
+        let bias = self.param(format!("{name}.bias"), vec![out], Init::Uniform { fan_in }, false);
+        Ok(self.push_conv(name, x, geom, weight, Some(bias)))
+    }
+
+    /// Batch norm over N,H,W: eps 1e-5, running momentum 0.1.
+    pub fn norm(&mut self, name: &str, x: NodeId) -> NodeId {
+        let chw = self.nodes[x.0].chw;
+        let gamma = self.param(format!("{name}.weight"), vec![chw.0 as usize], Init::Constant(1.0), false);
+        let beta = self.param(format!("{name}.bias"), vec![chw.0 as usize], Init::Constant(0.0), false);
+        self.norms.push(Norm { name: name.into(), c: chw.0, gamma, beta });
+        self.push(Op::Norm(self.norms.len() - 1), vec![x], chw)
+    }
+
+    /// max(x, 0).
+    pub fn relu(&mut self, x: NodeId) -> NodeId {
+        self.push(Op::Relu, vec![x], self.nodes[x.0].chw)
+    }
+
+    /// a + b.
+    ///
+    /// # Errors
+    /// Operands of different shapes.
+    pub fn add(&mut self, a: NodeId, b: NodeId) -> Result<NodeId> {
+        let (left, right) = (self.nodes[a.0].chw, self.nodes[b.0].chw);
+        if left != right {
+            return Err(Error::Usage(format!("an addition wants operands of one shape, got {left:?} and {right:?}")));
+        }
+        Ok(self.push(Op::Add, vec![a, b], left))
+    }
+
+    /// Mean over rows and columns.
+    pub fn pool(&mut self, x: NodeId) -> NodeId {
+        self.push(Op::Pool, vec![x], (self.nodes[x.0].chw.0, 1, 1))
+    }
+
+    fn param(&mut self, name: String, shape: Vec<usize>, init: Init, maskable: bool) -> usize {
+        self.params.push(Param { name, shape, init, maskable });
+        self.params.len() - 1
+    }
+
+    fn push_conv(&mut self, name: &str, x: NodeId, geom: ConvGeom, weight: usize, bias: Option<usize>) -> NodeId {
+        self.convs.push(Conv { name: name.into(), geom, weight, bias });
+        self.push(Op::Conv(self.convs.len() - 1), vec![x], (geom.k, geom.p(), geom.q()))
+    }
+
+    fn push(&mut self, op: Op, inputs: Vec<NodeId>, chw: (u32, u32, u32)) -> NodeId {
+        self.nodes.push(Node { op, inputs, chw });
+        NodeId(self.nodes.len() - 1)
+    }
+}

@@ -1,0 +1,193 @@
+//! The executor: runs a lowered network on a backend.
+
+use super::Graph;
+use super::lower::{Backward, Forward, Program, lower};
+use crate::backend::{Backend, BatchLoss, Real, SgdStep, Spec, Store};
+use crate::checkpoint::{NetState, NormState, ParamState};
+use crate::error::{Error, Result};
+use crate::sparsity::Mask;
+
+/// A network on a device: parameters, activations and the order of operations.
+pub struct Net<B: Backend> {
+    program: Program,
+    backend: B,
+    param_names: Vec<String>,
+    norm_names: Vec<String>,
+    image_len: usize,
+    classes: usize,
+}
+
+impl<B: Backend> Net<B> {
+    /// Lowers `graph` with `masks` for at most `batch` images and allocates it on the backend that `make` builds.
+    /// Values start at zero: see [`Net::init`] and [`Net::load`].
+    ///
+    /// # Errors
+    /// Those of [`lower`] and of `make`.
+    pub fn new(graph: &Graph, masks: &[Mask], batch: usize, make: impl FnOnce(Spec) -> Result<B>) -> Result<Self> {
+        let program = lower(graph, masks, batch)?;
+        let backend = make(program.spec.clone())?;
+        let (c, h, w) = graph.nodes()[0].chw;
+        let classes = program.spec.tensors[program.logits.0 as usize].plane.c as usize;
+        Ok(Net {
+            program,
+            backend,
+            param_names: graph.params().iter().map(|p| p.name.clone()).collect(),
+            norm_names: graph.norms().iter().map(|n| n.name.clone()).collect(),
+            image_len: (c * h * w) as usize,
+            classes,
+        })
+    }
+
+    /// The device.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The device, to replace its stores.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
+    /// The operations.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Sets initial values from the stream of `seed`, momentum to zero, running statistics to mean 0 and variance 1.
+    pub fn init(&mut self, graph: &Graph, seed: u64) {
+        let spec = &self.program.spec;
+        let kept = spec.params.iter().map(|p| p.kept.as_deref()).enumerate();
+        let values: Vec<B::Real> =
+            kept.flat_map(|(i, kept)| graph.init_values(i, kept, seed)).map(B::Real::from_f64).collect();
+        let mut running = vec![B::Real::from_f64(0.0); spec.running()];
+        for n in &spec.norms {
+            running[n.running + n.c as usize..][..n.c as usize].fill(B::Real::from_f64(1.0));
+        }
+        self.backend.write_store(Store::Values, &values);
+        self.backend.write_store(Store::Momentum, &vec![B::Real::default(); values.len()]);
+        self.backend.write_store(Store::Running, &running);
+    }
+
+    /// Whether a training step with `n` images is defined: batch norm needs two values a channel.
+    ///
+    /// # Errors
+    /// Names the batch norm and what to do.
+    pub fn check_batch(&self, n: usize) -> Result<()> {
+        for f in &self.program.forward {
+            if let Forward::Norm { norm, x, .. } = f {
+                let plane = self.program.spec.tensors[x.0 as usize].plane;
+                if n * (plane.h * plane.w) as usize == 1 {
+                    return Err(Error::Usage(format!(
+                        "batch norm {}: a training batch of {n} image with a {}x{} plane has one value a channel, whose \
+                         variance is not defined; use another batch_size or larger images",
+                        self.norm_names[norm.0 as usize], plane.h, plane.w
+                    )));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One training pass without the update: forward with batch statistics, mean loss over the batch, gradients.
+    /// `images` holds N,C,H,W for `labels.len()` images.
+    ///
+    /// # Panics
+    /// If lengths do not match, a label is out of range, or [`Net::check_batch`] fails.
+    pub fn forward_backward(&mut self, images: &[B::Real], labels: &[u32], smoothing: f64) -> BatchLoss {
+        let n = self.feed(images, labels);
+        self.check_batch(n).expect("checked by the caller");
+        let b = &mut self.backend;
+        for op in &self.program.forward {
+            match *op {
+                Forward::Conv { conv, x, y } => b.conv_forward(conv, x, y, n),
+                Forward::Norm { norm, x, residual, relu, y } => b.norm_forward(norm, x, residual, relu, y, n),
+                Forward::Join { a, b: other, relu, y } => b.join_forward(a, other, relu, y, n),
+                Forward::Pool { x, y } => b.pool_forward(x, y, n),
+            }
+        }
+        let loss = b.cross_entropy(self.program.logits, labels, smoothing, Some(self.program.dlogits), n);
+        for op in &self.program.backward {
+            match *op {
+                Backward::ConvData { conv, dy, dx } => b.conv_backward_data(conv, dy, dx, n),
+                Backward::ConvWeight { conv, x, dy } => b.conv_backward_weight(conv, x, dy, n),
+                Backward::Norm { norm, x, y, relu, dy, dx, dres } => b.norm_backward(norm, x, y, relu, dy, dx, dres, n),
+                Backward::Join { y, relu, dy, da, db } => b.join_backward(y, relu, dy, da, db, n),
+                Backward::Pool { dy, dx } => b.pool_backward(dy, dx, n),
+            }
+        }
+        loss
+    }
+
+    /// The update with the gradients of the last [`Net::forward_backward`].
+    pub fn sgd(&mut self, step: SgdStep) {
+        self.backend.sgd(step);
+    }
+
+    /// Forward with the running statistics; plain cross-entropy. Changes no parameter or statistic.
+    ///
+    /// # Panics
+    /// As [`Net::forward_backward`], for lengths and labels.
+    pub fn infer(&mut self, images: &[B::Real], labels: &[u32]) -> BatchLoss {
+        let n = self.feed(images, labels);
+        let b = &mut self.backend;
+        for op in &self.program.forward {
+            match *op {
+                Forward::Conv { conv, x, y } => b.conv_forward(conv, x, y, n),
+                Forward::Norm { norm, x, residual, relu, y } => b.norm_infer(norm, x, residual, relu, y, n),
+                Forward::Join { a, b: other, relu, y } => b.join_forward(a, other, relu, y, n),
+                Forward::Pool { x, y } => b.pool_forward(x, y, n),
+            }
+        }
+        b.cross_entropy(self.program.logits, labels, 0.0, None, n)
+    }
+
+    /// Logits of the last pass, N x classes.
+    pub fn logits(&self, n: usize) -> Vec<B::Real> {
+        self.backend.read_tensor(self.program.logits, n)
+    }
+
+    fn feed(&mut self, images: &[B::Real], labels: &[u32]) -> usize {
+        let n = labels.len();
+        assert!((1..=self.program.spec.batch).contains(&n), "a batch of {n} images");
+        assert_eq!(images.len(), n * self.image_len, "image data");
+        assert!(labels.iter().all(|&l| (l as usize) < self.classes), "a label out of range");
+        self.backend.write_tensor(self.program.input, n, images);
+        n
+    }
+
+    /// Everything that training changes, by name.
+    pub fn state(&self) -> NetState {
+        let f32s = |s| -> Vec<f32> { self.backend.read_store(s).into_iter().map(|v| v.to_f64() as f32).collect() };
+        let (values, momentum, running) = (f32s(Store::Values), f32s(Store::Momentum), f32s(Store::Running));
+        let params = self.program.spec.params.iter().zip(&self.param_names).map(|(p, name)| ParamState {
+            name: name.clone(),
+            shape: p.shape.clone(),
+            kept: p.kept.clone(),
+            values: values[p.range.clone()].to_vec(),
+            momentum: momentum[p.range.clone()].to_vec(),
+        });
+        let norms = self.program.spec.norms.iter().zip(&self.norm_names).map(|(n, name)| {
+            let (mean, var) = running[n.running..][..2 * n.c as usize].split_at(n.c as usize);
+            NormState { name: name.clone(), mean: mean.to_vec(), var: var.to_vec() }
+        });
+        NetState { params: params.collect(), norms: norms.collect() }
+    }
+
+    /// Replaces everything that training changes.
+    ///
+    /// # Errors
+    /// A state of another network or of other masks: the first difference is named.
+    pub fn load(&mut self, state: &NetState) -> Result<()> {
+        self.state().check_same_layout(state)?;
+        let reals = |v: &mut dyn Iterator<Item = &f32>| -> Vec<B::Real> {
+            v.map(|&v| B::Real::from_f64(f64::from(v))).collect()
+        };
+        let values = reals(&mut state.params.iter().flat_map(|p| &p.values));
+        let momentum = reals(&mut state.params.iter().flat_map(|p| &p.momentum));
+        let running = reals(&mut state.norms.iter().flat_map(|n| n.mean.iter().chain(&n.var)));
+        self.backend.write_store(Store::Values, &values);
+        self.backend.write_store(Store::Momentum, &momentum);
+        self.backend.write_store(Store::Running, &running);
+        Ok(())
+    }
+}
