@@ -20,15 +20,11 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("models", &["graph", "error"]),
         (
             "train",
-            &[
-                "backend", "checkpoint", "config", "data", "error", "graph", "models", "optim", "report", "sparsity",
-            ],
+            &["backend", "checkpoint", "config", "data", "error", "graph", "models", "optim", "report", "sparsity"],
         ),
         (
             "cli",
-            &[
-                "backend", "checkpoint", "config", "data", "error", "graph", "models", "report", "sparsity", "train",
-            ],
+            &["backend", "checkpoint", "config", "data", "error", "graph", "models", "report", "sparsity", "train"],
         ),
     ])
 }
