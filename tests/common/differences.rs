@@ -256,3 +256,13 @@ fn forwards_by_hand() {
     let rstd = 1.0 / (2.15 + 1e-5_f64).sqrt();
     near(&b.read_tensor(y, 1), &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(|v| 3.0 * (v - 1.25) * rstd - 1.0 + v));
 }
+
+#[test]
+#[should_panic(expected = "share slot")]
+fn overlap_is_refused() {
+    let mut build = Build::new(1);
+    let a = build.tensor([1, 2, 2], 0);
+    let twin = build.0.tensors[a.0 as usize];
+    build.0.tensors.push(twin);
+    RefBackend::new(build.0).join_forward(a, None, true, TensorId(a.0 + 1), 1);
+}

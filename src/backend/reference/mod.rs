@@ -1,8 +1,8 @@
 //! The f64 reference backend: slow, simple, one plain loop nest an op, one thread, logical N,C,H,W storage.
 //!
 //! It defines what every other backend must compute, and it runs the whole graph in f64, which meets PyTorch to 1e-9.
-//! Every op reads its inputs into fresh vectors before it writes, so no aliasing of slots can change a result.
-//! It panics on a malformed [`Spec`] or call: those are bugs of the caller, never user input.
+//! It panics on a malformed [`Spec`] or call, one op's tensors sharing a slot for instance, which would pass unseen here and
+//! not on a faster backend: those are bugs of the caller, never user input.
 
 mod conv;
 mod norm;
@@ -70,6 +70,15 @@ impl RefBackend {
                 Write::Overwrite => *new,
                 Write::Accumulate => *old + *new,
             };
+        }
+    }
+
+    /// What an op writes must not lie in the slot of anything else that it reads or writes.
+    fn no_overlap(&self, reads: &[TensorId], writes: &[TensorId]) {
+        let slot = |t: &TensorId| self.spec.tensors[t.0 as usize].slot;
+        for (i, w) in writes.iter().enumerate() {
+            let overlap = reads.iter().chain(&writes[..i]).find(|t| slot(t) == slot(w));
+            assert!(overlap.is_none(), "tensors {w:?} and {overlap:?} of one op share slot {}", slot(w));
         }
     }
 
@@ -159,10 +168,12 @@ impl Backend for RefBackend {
     }
 
     fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
+        self.no_overlap(&[x], &[y]);
         self.conv_y(conv, x, y, n);
     }
 
     fn conv_backward_data(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize) {
+        self.no_overlap(&[dy], &[dx.t]);
         self.conv_dx(conv, dy, dx, n);
     }
 
@@ -179,10 +190,12 @@ impl Backend for RefBackend {
         y: TensorId,
         n: usize,
     ) {
+        self.no_overlap(&[x, residual.unwrap_or(x)], &[y]);
         self.norm_train(norm, x, residual, relu, y, n);
     }
 
     fn norm_infer(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
+        self.no_overlap(&[x, residual.unwrap_or(x)], &[y]);
         self.norm_eval(norm, x, residual, relu, y, n);
     }
 
@@ -197,10 +210,13 @@ impl Backend for RefBackend {
         dres: Option<Dst>,
         n: usize,
     ) {
+        let writes: Vec<TensorId> = std::iter::once(dx).chain(dres).map(|d| d.t).collect();
+        self.no_overlap(&[x, y, dy], &writes);
         self.norm_grad(norm, x, y, relu, dy, dx, dres, n);
     }
 
     fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
+        self.no_overlap(&[a, b.unwrap_or(a)], &[y]);
         let mut out = self.load(a, n);
         if let Some(b) = b {
             out.iter_mut().zip(self.load(b, n)).for_each(|(o, b)| *o += b);
@@ -212,16 +228,19 @@ impl Backend for RefBackend {
     }
 
     fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize) {
+        let both_add = da.write == Write::Accumulate && db.is_some_and(|d| d.write == Write::Accumulate);
+        let second = db.filter(|d| !(both_add && d.t == da.t)); // one destination twice: only if both accumulate
+        let writes: Vec<TensorId> = std::iter::once(da).chain(second).map(|d| d.t).collect();
+        self.no_overlap(&[y, dy], &writes);
         let dz = through_relu(relu, &self.load(y, n), self.load(dy, n));
         self.store(da, &dz);
         if let Some(db) = db {
-            let both_add = da.write == Write::Accumulate && db.write == Write::Accumulate;
-            assert!(da.t != db.t || both_add, "one destination twice: both must accumulate");
             self.store(db, &dz);
         }
     }
 
     fn pool_forward(&mut self, x: TensorId, y: TensorId, n: usize) {
+        self.no_overlap(&[x], &[y]);
         let p = self.plane(x);
         let pixels = (p.h * p.w) as usize;
         let out: Vec<f64> = self.load(x, n).chunks(pixels).map(|c| c.iter().sum::<f64>() / pixels as f64).collect();
@@ -229,6 +248,7 @@ impl Backend for RefBackend {
     }
 
     fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize) {
+        self.no_overlap(&[dy], &[dx.t]);
         let p = self.plane(dx.t);
         let pixels = (p.h * p.w) as usize;
         let out: Vec<f64> =
@@ -244,6 +264,7 @@ impl Backend for RefBackend {
         dlogits: Option<TensorId>,
         n: usize,
     ) -> BatchLoss {
+        self.no_overlap(&[logits], dlogits.as_slice());
         assert_eq!(labels.len(), n, "one label an image");
         let classes = image(self.plane(logits));
         let mut result = BatchLoss::default();
