@@ -14,7 +14,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("data", &["rng", "error"]),
         ("config", &["data", "sparsity", "error"]),
         ("optim", &["config"]),
-        ("checkpoint", &["config", "data", "error"]),
+        ("checkpoint", &["config", "data", "report", "error"]),
         ("report", &["backend", "config", "data", "error"]),
         ("graph", &["backend", "shape", "rng", "sparsity", "checkpoint", "error"]),
         ("models", &["graph", "error"]),

@@ -1,4 +1,18 @@
-//! What a run leaves behind: `metrics.jsonl` and `summary.json`.
+//! What a run leaves behind: the run directory, `metrics.jsonl` and `summary.json`.
+//! Both formats are versioned and described in `docs/formats.md`.
+
+pub mod files;
+mod machine;
+mod metrics;
+mod run_dir;
+mod summary;
+mod version;
+
+pub use machine::Machine;
+pub use metrics::{METRICS_SCHEMA, MetricsWriter, Record, Spent, read_metrics};
+pub use run_dir::RunDir;
+pub use summary::{DataInfo, EpochScore, MaskInfo, Results, SUMMARY_SCHEMA, Summary};
+pub use version::Engine;
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +39,9 @@ pub struct Score {
     pub n: u64,
 }
 
-/// The end of a run. Its fields follow.
-#[derive(Clone, Debug)]
-pub struct Summary {}
+impl Score {
+    /// From sums over `n` images.
+    pub fn from_sums(loss_sum: f64, correct: u64, n: u64) -> Self {
+        Score { loss: loss_sum / n as f64, accuracy: correct as f64 / n as f64, n }
+    }
+}

@@ -1,0 +1,166 @@
+//! From the merged keys to a [`Config`]: what ties keys together is checked and derived here.
+
+use super::layers::{Faults, Merged};
+use super::{Config, keys};
+use toml::{Table, Value};
+
+/// The configuration, or `None` with the reasons added to `faults`.
+pub(super) fn resolve(merged: &Merged, faults: &mut Faults) -> Option<Config> {
+    require(merged, faults);
+    ties(merged, faults);
+    let milestones = milestones(merged, faults);
+    let warmup = warmup(merged, faults);
+    if !faults.is_empty() {
+        return None;
+    }
+    let mut table = Table::new();
+    for (name, value) in merged.good() {
+        put(&mut table, name, value.clone());
+    }
+    if let Some(list) = milestones {
+        put(&mut table, "schedule.milestones", Value::Array(list.into_iter().map(Value::Float).collect()));
+    }
+    if let Some(epochs) = warmup {
+        put(&mut table, "warmup_epochs", Value::Float(epochs));
+    }
+    seeds(merged, &mut table);
+    match Config::deserialize_table(table) {
+        Ok(config) => Some(config),
+        Err(what) => {
+            faults.push(format!("configuration: {what}"));
+            None
+        }
+    }
+}
+
+fn put(table: &mut Table, name: &str, value: Value) {
+    match name.split_once('.') {
+        None => {
+            table.insert(name.to_string(), value);
+        }
+        Some((section, rest)) => {
+            let entry = table.entry(section.to_string()).or_insert_with(|| Value::Table(Table::new()));
+            if let Value::Table(inner) = entry {
+                inner.insert(rest.to_string(), value);
+            }
+        }
+    }
+}
+
+/// Each of the three seeds is its own value, or else the base: their streams are separated by purpose already.
+fn seeds(merged: &Merged, table: &mut Table) {
+    let base = merged.value("seed.base").cloned();
+    let mut seeds = Table::new();
+    for purpose in ["init", "mask", "data"] {
+        if let Some(v) = merged.value(&format!("seed.{purpose}")).cloned().or_else(|| base.clone()) {
+            seeds.insert(purpose.to_string(), v);
+        }
+    }
+    table.insert("seed".to_string(), Value::Table(seeds));
+}
+
+/// Keys that must be there. Recipes are complete but for `data`, so in practice this speaks of that one, and of resolved
+/// files from which a line was deleted.
+fn require(merged: &Merged, faults: &mut Faults) {
+    let multi_step = merged.text("schedule.kind") == Some("multi-step");
+    for key in keys::KEYS {
+        let needed = match key.name {
+            "density" | "sparsity" | "preprocess.mean" | "preprocess.std" | "seed.base" => false,
+            "schedule.milestones" | "schedule.gamma" => multi_step,
+            "seed.init" | "seed.mask" | "seed.data" => !merged.has("seed.base"),
+            _ => true,
+        };
+        if needed && !merged.has(key.name) {
+            faults.push(match key.name {
+                "data" => "data: no data set is named; give --data PATH".to_string(),
+                name => format!("{name}: missing; wanted {}", key.wanted()),
+            });
+        }
+    }
+}
+
+fn ties(merged: &Merged, faults: &mut Faults) {
+    let mut fault = |key: &str, what: String| faults.push(format!("{}: {key}: {what}", merged.source(key)));
+    match merged.text("method") {
+        Some("dense") => {
+            if merged.number("sparsity").is_some_and(|s| s != 0.0) {
+                fault("sparsity", "method dense keeps every weight; leave sparsity out, or set method=erk".into());
+            }
+            if merged.number("density").is_some_and(|d| d != 1.0) {
+                fault("density", "method dense keeps every weight; leave density out, or set method=erk".into());
+            }
+        }
+        Some(method) if !merged.has("sparsity") && !merged.has("density") => {
+            fault("method", format!("{method} needs a sparsity or a density, such as sparsity = 0.9"));
+        }
+        _ => {}
+    }
+    let nesterov = merged.value("nesterov").and_then(Value::as_bool);
+    if nesterov == Some(true) && merged.number("momentum") == Some(0.0) {
+        fault("nesterov", "needs a momentum above 0; set nesterov=false, or a momentum".into());
+    }
+    if merged.text("selection") == Some("best-val") && merged.number("validation") == Some(0.0) {
+        fault("selection", "best-val needs a validation split; set validation=N, or selection=last".into());
+    }
+    if merged.text("schedule.kind") == Some("cosine") {
+        for key in ["schedule.milestones", "schedule.gamma"].into_iter().filter(|k| merged.has(k)) {
+            fault(
+                key,
+                "belongs to kind multi-step, not to cosine; leave it out, or set schedule.kind=multi-step".into(),
+            );
+        }
+    }
+    match (merged.has("preprocess.mean"), merged.has("preprocess.std")) {
+        (true, false) => fault("preprocess.mean", "needs preprocess.std beside it".into()),
+        (false, true) => fault("preprocess.std", "needs preprocess.mean beside it".into()),
+        _ => {}
+    }
+    if let (Some(mean), Some(std)) = (merged.numbers("preprocess.mean"), merged.numbers("preprocess.std")) {
+        if mean.is_empty() || mean.len() != std.len() {
+            let what = format!("wanted one number a channel in mean and in std, got {} and {}", mean.len(), std.len());
+            fault("preprocess.mean", what);
+        }
+    }
+}
+
+/// Milestones in epochs of this run: scaled from the epochs they were written for, rounded to whole epochs.
+fn milestones(merged: &Merged, faults: &mut Faults) -> Option<Vec<f64>> {
+    const KEY: &str = "schedule.milestones";
+    let (written, epochs, of) = (merged.numbers(KEY)?, merged.number("epochs")?, merged.epochs_of(KEY)?);
+    let scaled: Vec<f64> = written.iter().map(|m| (m * epochs / of).round()).collect();
+    let mut before = 0.0;
+    for (m, s) in written.iter().zip(&scaled) {
+        let why = if *s >= epochs {
+            Some("it would never be reached".to_string())
+        } else if *s <= 0.0 {
+            Some("the rate before it would never be used".to_string())
+        } else if *s <= before {
+            Some(format!("that is not after epoch {before}, the milestone before it"))
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            let scaling = if of == epochs { String::new() } else { format!(" (epoch {m} of {of}, scaled)") };
+            faults.push(format!(
+                "{}: {KEY}: milestone {m} is epoch {s} of {epochs}{scaling}: {why}; change epochs or {KEY}",
+                merged.source(KEY)
+            ));
+        }
+        before = *s;
+    }
+    Some(scaled)
+}
+
+/// Warm-up in epochs of this run; it ends at a step, so it is not rounded.
+fn warmup(merged: &Merged, faults: &mut Faults) -> Option<f64> {
+    const KEY: &str = "warmup_epochs";
+    let (written, epochs, of) = (merged.number(KEY)?, merged.number("epochs")?, merged.epochs_of(KEY)?);
+    let scaled = if of == epochs { written } else { written * epochs / of };
+    if scaled >= epochs {
+        faults.push(format!(
+            "{}: {KEY}: the end of the warm-up, epoch {scaled} of {epochs}, would never be reached; change epochs or {KEY}",
+            merged.source(KEY)
+        ));
+    }
+    Some(scaled)
+}
