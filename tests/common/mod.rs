@@ -1,0 +1,29 @@
+//! One body a backend operation, for every backend: the tested backend against the f64 reference.
+//!
+//! Inputs are rounded to the tested type first, so only the arithmetic is judged. A tolerance is eps * sqrt(k) * sum|a*b|
+//! of the very sum that is judged. Whatever an op may not read holds NaN, whatever it may not write is compared.
+
+pub mod conv;
+pub mod norm;
+pub mod rig;
+pub mod small;
+pub mod step;
+
+use sparse_engine::backend::{Backend, Spec};
+
+/// Batch sizes on one backend, in this order: a smaller batch follows a larger one, around the block of 16 images.
+pub const COUNTS: [usize; 6] = [33, 5, 16, 1, 17, 3];
+
+/// Every check. Panics at the first fault; the message names the op, the case and the element.
+pub fn suite<B: Backend>(make: &dyn Fn(Spec) -> B) {
+    conv::check(make);
+    norm::check(make);
+    small::join(make);
+    small::pool(make);
+    small::cross_entropy(make);
+    small::sgd(make);
+    step::nan_is_kept(make);
+    step::earlier_batches_leave_no_trace(make);
+    step::updates_reach_the_kernels(make);
+    step::slots_are_shared(make);
+}

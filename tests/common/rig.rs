@@ -1,0 +1,276 @@
+//! Three backends side by side: the one under test, the reference, and the reference on absolute values, whose results
+//! are the sums of |a*b| that rounding errors scale with.
+
+use sparse_engine::backend::reference::RefBackend;
+use sparse_engine::backend::{
+    Backend, ConvId, ConvSpec, Dst, NormId, NormSpec, ParamId, ParamSpec, Plane, Real, Spec, Store, TensorId,
+    TensorSpec, Write,
+};
+use sparse_engine::rng::{Purpose, Stream};
+use sparse_engine::shape::ConvGeom;
+
+/// `len` standard normal numbers that depend on `name` only.
+pub fn normal(name: &str, len: usize) -> Vec<f64> {
+    let stream = Stream::new(7, Purpose::Data, name);
+    (0..len as u64).map(|i| stream.normal(i)).collect()
+}
+
+pub fn over(t: TensorId) -> Dst {
+    Dst { t, write: Write::Overwrite }
+}
+
+pub fn add(t: TensorId) -> Dst {
+    Dst { t, write: Write::Accumulate }
+}
+
+/// Distance from 1 to the next number.
+pub fn eps<R: Real>() -> f64 {
+    let mut e = 1.0;
+    while R::from_f64(1.0 + e / 2.0).to_f64() != 1.0 {
+        e /= 2.0;
+    }
+    e
+}
+
+/// Builds a [`Spec`]; every tensor gets a slot of its own.
+pub struct Build(pub Spec);
+
+impl Build {
+    pub fn new(batch: usize) -> Build {
+        let mut b = Build(Spec { batch, ..Spec::default() });
+        b.param(&[3], None); // belongs to no layer: nothing but sgd may touch it
+        b
+    }
+
+    pub fn tensor(&mut self, chw: [u32; 3], halo: u32) -> TensorId {
+        let plane = Plane { c: chw[0], h: chw[1], w: chw[2], halo };
+        self.0.slots.push(plane);
+        self.0.tensors.push(TensorSpec { plane, slot: self.0.slots.len() as u32 - 1 });
+        TensorId(self.0.tensors.len() as u32 - 1)
+    }
+
+    pub fn param(&mut self, shape: &[usize], kept: Option<Vec<u32>>) -> ParamId {
+        let start = self.0.stored();
+        let len = kept.as_ref().map_or(shape.iter().product(), Vec::len);
+        let kept = kept.map(Into::into);
+        self.0.params.push(ParamSpec { shape: shape.to_vec(), kept, range: start..start + len });
+        ParamId(self.0.params.len() as u32 - 1)
+    }
+
+    pub fn conv(&mut self, geom: ConvGeom, kept: Option<Vec<u32>>, bias: bool) -> ConvId {
+        let shape = [geom.k, geom.c, geom.r, geom.s].map(|v| v as usize);
+        let linear = (geom.h, geom.w) == (1, 1) && bias;
+        let weight = self.param(if linear { &shape[..2] } else { &shape }, kept);
+        let bias = bias.then(|| self.param(&shape[..1], None));
+        self.0.convs.push(ConvSpec { geom, weight, bias });
+        ConvId(self.0.convs.len() as u32 - 1)
+    }
+
+    pub fn norm(&mut self, c: u32) -> NormId {
+        let (gamma, beta) = (self.param(&[c as usize], None), self.param(&[c as usize], None));
+        let running = self.0.running();
+        self.0.norms.push(NormSpec { c, gamma, beta, running, eps: 1e-5, momentum: 0.1 });
+        NormId(self.0.norms.len() as u32 - 1)
+    }
+}
+
+/// Something an op writes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Place {
+    Tensor(TensorId),
+    Grad(ParamId),
+    Running(NormId),
+    Values,
+    Momentum,
+}
+
+/// A written place, and what its error may be in units of eps, an element.
+pub struct Out {
+    pub place: Place,
+    pub bound: Vec<f64>,
+}
+
+const STORES: [Store; 4] = [Store::Values, Store::Grads, Store::Momentum, Store::Running];
+
+/// The three backends, and what the host last wrote to or saw in the one under test.
+pub struct Rig<B: Backend> {
+    pub dev: B,
+    pub exact: RefBackend,
+    pub mag: RefBackend,
+    what: String,
+    tensors: Vec<Option<(usize, Vec<f64>)>>,
+    stores: Vec<Vec<f64>>,
+}
+
+/// Calls one op on the three backends of a rig.
+macro_rules! all {
+    ($rig:ident.$op:ident($($arg:expr),* $(,)?)) => {{
+        $rig.dev.$op($($arg),*);
+        $rig.exact.$op($($arg),*);
+        $rig.mag.$op($($arg),*);
+    }};
+}
+pub(crate) use all;
+
+impl<B: Backend> Rig<B> {
+    /// Values, momentum and running statistics get random numbers (variances positive), gradients NaN.
+    pub fn new(build: Build, make: &dyn Fn(Spec) -> B, what: String) -> Rig<B> {
+        let spec = build.0;
+        let (stored, running) = (spec.stored(), spec.running());
+        let mut rig = Rig {
+            dev: make(spec.clone()),
+            exact: RefBackend::new(spec.clone()),
+            mag: RefBackend::new(spec.clone()),
+            what,
+            tensors: vec![None; spec.tensors.len()],
+            stores: vec![vec![]; 4],
+        };
+        rig.set_store(Store::Values, &normal("values", stored));
+        rig.set_store(Store::Momentum, &normal("momentum", stored));
+        rig.set_store(Store::Grads, &vec![f64::NAN; stored]);
+        let mut stats = normal("running", running);
+        for n in &spec.norms {
+            stats[n.running + n.c as usize..][..n.c as usize].iter_mut().for_each(|v| *v = 0.1 + v.abs());
+        }
+        rig.set_store(Store::Running, &stats);
+        rig
+    }
+
+    pub fn plane(&self, t: TensorId) -> Plane {
+        self.exact.spec().tensors[t.0 as usize].plane
+    }
+
+    /// Numbers in `n` images of `t`.
+    pub fn len(&self, t: TensorId, n: usize) -> usize {
+        let p = self.plane(t);
+        n * (p.c * p.h * p.w) as usize
+    }
+
+    /// Writes `n` images, rounded to the type under test, and NaN behind them.
+    pub fn set(&mut self, t: TensorId, n: usize, data: &[f64]) {
+        let batch = self.exact.spec().batch;
+        let nan = vec![f64::NAN; self.len(t, batch)];
+        let (all, part): (Vec<_>, Vec<_>) = (reals(&nan), reals(data));
+        self.dev.write_tensor(t, batch, &all);
+        self.dev.write_tensor(t, n, &part);
+        let part = f64s(&part);
+        for (b, data) in [(&mut self.exact, part.clone()), (&mut self.mag, magnitudes(&part))] {
+            b.write_tensor(t, batch, &nan);
+            b.write_tensor(t, n, &data);
+        }
+        self.tensors[t.0 as usize] = Some((n, part));
+    }
+
+    pub fn set_normal(&mut self, t: TensorId, n: usize, name: &str) {
+        let data = normal(name, self.len(t, n));
+        self.set(t, n, &data);
+    }
+
+    /// NaN in all images.
+    pub fn poison(&mut self, t: TensorId) {
+        let batch = self.exact.spec().batch;
+        let nan = vec![f64::NAN; self.len(t, batch)];
+        self.set(t, batch, &nan);
+    }
+
+    pub fn set_store(&mut self, store: Store, data: &[f64]) {
+        let data: Vec<B::Real> = reals(data);
+        self.dev.write_store(store, &data);
+        let data = f64s(&data);
+        self.exact.write_store(store, &data);
+        self.mag.write_store(store, &magnitudes(&data));
+        self.stores[place_of(store)] = data;
+    }
+
+    /// Bound of a sum of `k` products: 2 * sqrt(k) * sum |a*b|.
+    pub fn by_mag(&self, place: Place, n: usize, k: usize) -> Out {
+        let scale = 2.0 * (k as f64).sqrt();
+        Out { place, bound: read(&self.mag, place, n).into_iter().map(|m| scale * m).collect() }
+    }
+
+    /// After `op` on `n` images: `outs` are right and nothing else has changed.
+    pub fn check(&mut self, op: &str, n: usize, outs: &[Out]) {
+        let what = format!("{op}, {}, n = {n}", self.what);
+        for out in outs {
+            let (got, want) = (read(&self.dev, out.place, n), read(&self.exact, out.place, n));
+            compare::<B::Real>(&format!("{what}: {:?}", out.place), &got, &want, &out.bound);
+            self.accept(out.place, n, &got);
+        }
+        for (t, held) in self.tensors.iter().enumerate() {
+            let Some((held_n, data)) = held else { continue };
+            let got = f64s(&self.dev.read_tensor(TensorId(t as u32), *held_n));
+            unchanged(&format!("{what}: tensor {t}"), &got, data);
+        }
+        for store in STORES {
+            let got = f64s(&self.dev.read_store(store));
+            unchanged(&format!("{what}: {store:?}"), &got, &self.stores[place_of(store)]);
+        }
+    }
+
+    fn accept(&mut self, place: Place, n: usize, got: &[f64]) {
+        match place {
+            Place::Tensor(t) => self.tensors[t.0 as usize] = Some((n, got.to_vec())),
+            Place::Grad(_) | Place::Running(_) | Place::Values | Place::Momentum => {
+                let (store, range) = in_store(self.exact.spec(), place);
+                self.stores[place_of(store)][range].copy_from_slice(got);
+            }
+        }
+    }
+}
+
+fn place_of(store: Store) -> usize {
+    STORES.iter().position(|s| *s == store).unwrap()
+}
+
+fn in_store(spec: &Spec, place: Place) -> (Store, std::ops::Range<usize>) {
+    match place {
+        Place::Tensor(_) => unreachable!(),
+        Place::Grad(p) => (Store::Grads, spec.params[p.0 as usize].range.clone()),
+        Place::Running(n) => {
+            let n = spec.norms[n.0 as usize];
+            (Store::Running, n.running..n.running + 2 * n.c as usize)
+        }
+        Place::Values => (Store::Values, 0..spec.stored()),
+        Place::Momentum => (Store::Momentum, 0..spec.stored()),
+    }
+}
+
+fn read<B: Backend>(b: &B, place: Place, n: usize) -> Vec<f64> {
+    if let Place::Tensor(t) = place {
+        return f64s(&b.read_tensor(t, n));
+    }
+    let (store, range) = in_store(b.spec(), place);
+    f64s(&b.read_store(store)[range])
+}
+
+pub fn reals<R: Real>(data: &[f64]) -> Vec<R> {
+    data.iter().map(|&v| R::from_f64(v)).collect()
+}
+
+pub fn f64s<R: Real>(data: &[R]) -> Vec<f64> {
+    data.iter().map(|v| v.to_f64()).collect()
+}
+
+fn magnitudes(data: &[f64]) -> Vec<f64> {
+    data.iter().map(|v| v.abs()).collect()
+}
+
+/// Panics with the worst element unless `|got - want| <= eps * bound` everywhere; NaN never passes.
+#[allow(clippy::neg_cmp_op_on_partial_ord)] // the negation is what makes NaN fail
+pub fn compare<R: Real>(what: &str, got: &[f64], want: &[f64], bound: &[f64]) {
+    assert!(got.len() == want.len() && want.len() == bound.len(), "{what}: lengths");
+    let excess = |i: usize| (got[i] - want[i]).abs() - eps::<R>() * bound[i];
+    let bad: Vec<usize> = (0..got.len()).filter(|&i| !(excess(i) <= 0.0)).collect();
+    let worst = bad.iter().copied().max_by(|&a, &b| excess(a).total_cmp(&excess(b)));
+    if let Some(i) = worst {
+        let (count, len, tol) = (bad.len(), got.len(), eps::<R>() * bound[i]);
+        panic!("{what}: {count} of {len} wrong; element {i}: wanted {} +- {tol:.3e}, got {}", want[i], got[i]);
+    }
+}
+
+fn unchanged(what: &str, got: &[f64], held: &[f64]) {
+    let same = |(a, b): (&f64, &f64)| a == b || (a.is_nan() && b.is_nan());
+    if let Some(i) = got.iter().zip(held).position(|p| !same(p)) {
+        panic!("{what} was not to change: element {i} held {}, now {}", held[i], got[i]);
+    }
+}

@@ -1,0 +1,188 @@
+//! Join, pool, cross-entropy, SGD.
+
+use super::COUNTS;
+use super::rig::{Build, Out, Place, Rig, add, all, compare, eps, f64s, normal, over};
+use sparse_engine::backend::{Backend, BatchLoss, Dst, SgdStep, Spec, Store};
+
+/// `y = relu?(a + b?)` and its gradients, also for `a + a`, and with one tensor as both destinations.
+pub fn join<B: Backend>(make: &dyn Fn(Spec) -> B) {
+    for chw in [[3, 5, 4], [17, 1, 1]] {
+        let mut build = Build::new(33);
+        let [a, b, y, dy, da, db] = [0, 1, 2, 0, 1, 0].map(|halo| build.tensor(chw, halo));
+        let mut rig = Rig::new(build, make, format!("CHW {chw:?}"));
+        for n in COUNTS {
+            for relu in [false, true] {
+                for other in [None, Some(b), Some(a)] {
+                    rig.set_normal(a, n, &format!("a {n}"));
+                    rig.set_normal(b, n, &format!("b {n}"));
+                    rig.poison(y);
+                    all!(rig.join_forward(a, other, relu, y, n));
+                    let out = rig.by_mag(Place::Tensor(y), n, 1);
+                    rig.check(&format!("join_forward relu {relu} other {other:?}"), n, &[out]);
+                }
+                rig.set_normal(y, n, &format!("y {n}"));
+                let mut half = rig.exact.read_tensor(y, n);
+                half.iter_mut().for_each(|v| *v = v.max(0.0)); // a ReLU's output: at zero the gradient is zero
+                rig.set(y, n, &half);
+                rig.set_normal(dy, n, &format!("dy {n}"));
+                for (da, db) in [
+                    (over(da), None),
+                    (add(da), None),
+                    (over(da), Some(over(db))),
+                    (add(da), Some(over(db))),
+                    (over(da), Some(add(db))),
+                    (add(da), Some(add(da))),
+                ] {
+                    rig.poison(da.t);
+                    rig.poison(db.map_or(da.t, |d: Dst| d.t));
+                    for d in [Some(da), db].into_iter().flatten().filter(|d| d.write == add(d.t).write) {
+                        rig.set_normal(d.t, n, &format!("old {n}"));
+                    }
+                    all!(rig.join_backward(y, relu, dy, da, db, n));
+                    let mut outs = vec![rig.by_mag(Place::Tensor(da.t), n, 2)];
+                    outs.extend(db.map(|d| rig.by_mag(Place::Tensor(d.t), n, 2)));
+                    rig.check(&format!("join_backward relu {relu} da {da:?} db {db:?}"), n, &outs);
+                }
+            }
+        }
+    }
+}
+
+/// Mean over the plane, and back.
+pub fn pool<B: Backend>(make: &dyn Fn(Spec) -> B) {
+    for chw in [[5, 7, 3], [17, 4, 4], [3, 1, 1]] {
+        let mut build = Build::new(33);
+        let [x, dx] = [1, 0].map(|halo| build.tensor(chw, halo));
+        let [y, dy] = [0, 1].map(|halo| build.tensor([chw[0], 1, 1], halo));
+        let mut rig = Rig::new(build, make, format!("CHW {chw:?}"));
+        let pixels = (chw[1] * chw[2]) as usize;
+        for n in COUNTS {
+            rig.set_normal(x, n, &format!("x {n}"));
+            rig.poison(y);
+            all!(rig.pool_forward(x, y, n));
+            let out = rig.by_mag(Place::Tensor(y), n, pixels);
+            rig.check("pool_forward", n, &[out]);
+
+            rig.set_normal(dy, n, &format!("dy {n}"));
+            rig.poison(dx);
+            all!(rig.pool_backward(dy, over(dx), n));
+            let out = rig.by_mag(Place::Tensor(dx), n, 1);
+            rig.check("pool_backward overwrite", n, &[out]);
+            rig.set_normal(dx, n, &format!("dx {n}"));
+            all!(rig.pool_backward(dy, add(dx), n));
+            let out = rig.by_mag(Place::Tensor(dx), n, 2);
+            rig.check("pool_backward accumulate", n, &[out]);
+        }
+    }
+}
+
+/// Loss, accuracy and gradient; ties, large logits, NaN.
+pub fn cross_entropy<B: Backend>(make: &dyn Fn(Spec) -> B) {
+    for classes in [2, 3, 10, 100] {
+        let mut build = Build::new(33);
+        let z = build.tensor([classes, 1, 1], 0);
+        let dz = build.tensor([classes, 1, 1], 1);
+        let mut rig = Rig::new(build, make, format!("{classes} classes"));
+        let classes = classes as usize;
+        for n in COUNTS {
+            for smoothing in [0.0, 0.1] {
+                let mut logits: Vec<f64> = normal(&format!("z {n}"), n * classes).iter().map(|v| 3.0 * v).collect();
+                let labels: Vec<u32> = (0..n).map(|i| ((i * 7 + n) % classes) as u32).collect();
+                if n > 3 {
+                    logits[..classes].iter_mut().for_each(|v| *v *= 300.0); // exp of it is beyond any float
+                    logits[classes..2 * classes].fill(1.5); // a tie of all: class 0
+                }
+                rig.set(z, n, &logits);
+                rig.poison(dz);
+                let got = rig.dev.cross_entropy(z, &labels, smoothing, Some(dz), n);
+                let want = rig.exact.cross_entropy(z, &labels, smoothing, Some(dz), n);
+                let (loss, grad) =
+                    loss_bounds(&rig.exact.read_tensor(z, n), &labels, classes, smoothing, eps::<B::Real>());
+                rig.check(
+                    &format!("cross_entropy smoothing {smoothing}"),
+                    n,
+                    &[Out { place: Place::Tensor(dz), bound: grad }],
+                );
+                let what = format!("cross_entropy smoothing {smoothing}, {classes} classes, n = {n}");
+                compare::<B::Real>(&format!("{what}: loss"), &[got.loss_sum], &[want.loss_sum], &[loss]);
+                assert_eq!(got.correct, want.correct, "{what}: correct");
+
+                let plain = rig.dev.cross_entropy(z, &labels, smoothing, None, n);
+                assert_eq!(plain, got, "{what}: the loss must not depend on whether a gradient is wanted");
+                rig.check(&format!("cross_entropy smoothing {smoothing} without gradient"), n, &[]);
+            }
+        }
+        ties_and_nan(&mut rig.dev, z, classes);
+    }
+}
+
+fn ties_and_nan<B: Backend>(dev: &mut B, z: sparse_engine::backend::TensorId, classes: usize) {
+    let mut loss = |rows: &[Vec<f64>], labels: &[u32]| -> BatchLoss {
+        let flat: Vec<B::Real> = super::rig::reals(&rows.concat());
+        dev.write_tensor(z, rows.len(), &flat);
+        dev.cross_entropy(z, labels, 0.0, None, rows.len())
+    };
+    let last = classes as u32 - 1;
+    let mut tie = vec![-1.0; classes];
+    tie[last as usize] = 2.0;
+    tie[last as usize - 1] = 2.0;
+    assert_eq!(loss(&[tie.clone(), tie.clone()], &[last, last - 1]).correct, 1, "a tie goes to the lower class");
+    for at in 0..classes {
+        let mut nan = tie.clone();
+        nan[at] = f64::NAN;
+        for label in 0..=last {
+            let l = loss(&[nan.clone()], &[label]);
+            assert!(
+                l.correct == 0 && l.loss_sum.is_nan(),
+                "NaN at {at}, label {label}: {l:?}, wanted NaN, none correct"
+            );
+        }
+    }
+    let l = loss(&[vec![f64::NAN; classes], tie], &[0, last - 1]);
+    assert!(l.correct == 1 && l.loss_sum.is_nan(), "a NaN row beside a good one: {l:?}");
+}
+
+/// Bounds of the loss and of dlogits. exp and log are taken to be good to some eps of their argument or result.
+fn loss_bounds(z: &[f64], labels: &[u32], classes: usize, smoothing: f64, eps: f64) -> (f64, Vec<f64>) {
+    let (mut loss, mut grad) = (0.0, vec![]);
+    for (row, &label) in z.chunks(classes).zip(labels) {
+        let max = row.iter().copied().fold(f64::MIN, f64::max);
+        let range = max - row.iter().copied().fold(f64::MAX, f64::min);
+        let lse = max + row.iter().map(|z| (z - max).exp()).sum::<f64>().ln();
+        let mean = row.iter().map(|z| z.abs()).sum::<f64>() / classes as f64;
+        loss += 4.0 * (lse.abs() + row[label as usize].abs() + smoothing * mean + 1.0 + range.min(10.0));
+        for (class, z) in row.iter().enumerate() {
+            let target = smoothing / classes as f64 + if class == label as usize { 1.0 - smoothing } else { 0.0 };
+            // The last term: a probability below 1e-30 may be flushed to zero.
+            let bound = 8.0 * ((z - lse).exp() * (2.0 + range) + target) + 1e-30 / eps;
+            grad.push(bound / labels.len() as f64);
+        }
+    }
+    (loss, grad)
+}
+
+/// Several steps with momentum, with and without Nesterov and weight decay.
+pub fn sgd<B: Backend>(make: &dyn Fn(Spec) -> B) {
+    for (momentum, weight_decay, nesterov) in
+        [(0.9, 5e-4, true), (0.9, 5e-4, false), (0.9, 0.0, true), (0.0, 5e-4, false), (0.5, 0.3, true)]
+    {
+        let mut build = Build::new(1);
+        for len in [1, 40, 5, 1001] {
+            build.param(&[len], None);
+            build.param(&[len, 3], Some((0..len as u32).map(|i| 3 * i + i % 3).collect()));
+        }
+        let step = SgdStep { lr: 0.1, momentum, weight_decay, nesterov };
+        let mut rig = Rig::new(build, make, format!("{step:?}"));
+        let zero = vec![0.0; rig.exact.spec().stored()];
+        rig.set_store(Store::Momentum, &zero);
+        for i in 0..5 {
+            rig.set_store(Store::Grads, &normal(&format!("gradient {i}"), zero.len()));
+            rig.dev.sgd(step);
+            rig.exact.sgd(step);
+            rig.mag.sgd(SgdStep { lr: -step.lr, ..step }); // so that all terms add up
+            let outs = [Place::Values, Place::Momentum].map(|p| rig.by_mag(p, 1, 4 * (i + 1)));
+            rig.check("sgd", 1, &outs);
+        }
+        assert!(f64s(&rig.dev.read_store(Store::Values)).iter().all(|v| v.is_finite()));
+    }
+}

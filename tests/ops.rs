@@ -1,0 +1,58 @@
+//! Every backend operation: the reference against finite differences and small examples worked by hand, the other
+//! backends against the reference, and the suite against planted faults.
+
+#[path = "common/broken.rs"]
+mod broken;
+mod common;
+#[path = "common/differences.rs"]
+mod differences;
+
+use broken::{Broken, Fault};
+use common::{conv, norm, small, step};
+use sparse_engine::backend::Spec;
+use sparse_engine::backend::reference::RefBackend;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+// One line a backend.
+
+#[test]
+fn reference() {
+    common::suite(&RefBackend::new);
+}
+
+type Check = fn(&dyn Fn(Spec) -> Broken);
+
+/// Each fault, the part of the suite that must find it, and how the message begins.
+const FAULTS: [(Fault, Check, &str); 19] = [
+    (Fault::WeightDropsLastImage, conv::check, "conv_backward_weight"),
+    (Fault::WeightReadsWholeBlock, conv::check, "conv_backward_weight"),
+    (Fault::OverwriteAdds, conv::check, "conv_backward_data overwrite"),
+    (Fault::AccumulateOverwrites, conv::check, "conv_backward_data accumulate"),
+    (Fault::ForwardImprecise, conv::check, "conv_forward"),
+    (Fault::BiasOnce, conv::check, "conv_forward"),
+    (Fault::RunningVarianceBiased, norm::check, "norm_forward"),
+    (Fault::InferMovesStatistics, norm::check, "norm_infer"),
+    (Fault::NormIgnoresRelu, norm::check, "norm_backward relu true"),
+    (Fault::ResidualOverwrites, norm::check, "norm_backward relu false residual true"),
+    (Fault::JoinForgetsSecond, small::join, "join_backward"),
+    (Fault::PoolScale, small::pool, "pool_backward overwrite"),
+    (Fault::NoSmoothing, small::cross_entropy, "cross_entropy smoothing 0.1"),
+    (Fault::SummedLoss, small::cross_entropy, "cross_entropy smoothing 0"),
+    (Fault::NoNesterov, small::sgd, "sgd"),
+    (Fault::DecayedGradient, small::sgd, "sgd"),
+    (Fault::ReluSwallowsNan, step::nan_is_kept, "norm_forward with NaN"),
+    (Fault::WeightReadsWholeBlock, step::earlier_batches_leave_no_trace, "a step with 5 images"),
+    (Fault::StaleCopy, step::updates_reach_the_kernels, "evaluation after a restored state"),
+];
+
+#[test]
+fn planted_faults_are_found() {
+    common::suite(&|spec| Broken::new(spec, Fault::None));
+    for (fault, check, message) in FAULTS {
+        let run = || check(&|spec| Broken::new(spec, fault));
+        let panic = catch_unwind(AssertUnwindSafe(run)).expect_err(&format!("{fault:?} passed"));
+        let literal = panic.downcast_ref::<&str>().map(ToString::to_string);
+        let got = literal.or(panic.downcast_ref::<String>().cloned()).expect("a message");
+        assert!(got.starts_with(message), "{fault:?} should fail in {message}, failed with: {got}");
+    }
+}
