@@ -1,10 +1,21 @@
 //! The training loop: a resolved configuration in, a run directory and a summary out. It prints nothing; whoever calls it
 //! watches through an [`Observer`].
 
+mod run;
+mod setup;
+
+use crate::backend::Spec;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::gpu::{self, GpuBackend, cuda::Cuda};
+use crate::checkpoint::Checkpoint;
 use crate::config::Config;
-use crate::data::ImageShape;
-use crate::error::Result;
+use crate::data::{self, ImageShape, Loader};
+use crate::error::{Error, Result};
+use crate::graph::Net;
 use crate::report::{Score, Split, Summary};
+use crate::sparsity::Mask;
+use run::{Run, score};
+use setup::Setup;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -140,19 +151,57 @@ pub trait Observer {
     fn stop_requested(&self) -> bool;
 }
 
-/// Runs `config` to its end.
-pub fn train(_config: &Config, _options: &Options, _observer: &mut dyn Observer) -> Result<Summary> {
-    todo!()
+/// Runs `config` to its end and leaves the run directory behind.
+///
+/// # Errors
+/// Data, network or masks that cannot be had; a loss that is not finite (the last checkpoint stays); a stop request
+/// ([`crate::Error::Stopped`], after a checkpoint); a folder that cannot be written.
+pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) -> Result<Summary> {
+    let threads = options.threads;
+    match options.device {
+        // Only the SGD step has a CUDA kernel so far: until the rest has, the CPU is the best device found.
+        Device::Auto | Device::Cpu => {
+            let setup = Setup::new(config)?;
+            Run::new(&setup, options, |spec| CpuBackend::new(spec, threads))?.to_end(observer)
+        }
+        Device::Cuda => {
+            gpu::probe()?;
+            let setup = Setup::new(config)?;
+            let make = |spec: Spec| GpuBackend::new(Cuda::open()?, CpuBackend::new(spec, threads)?);
+            Run::new(&setup, options, make)?.to_end(observer)
+        }
+    }
 }
 
 /// Accuracy and loss of a checkpoint on one split of `data` (`None`: the data it was trained on), always with the
 /// preprocessing stored in the checkpoint. `batch`: images at a time, which changes no result beyond rounding.
-pub fn evaluate(
-    _checkpoint: &Path,
-    _data: Option<&str>,
-    _split: Split,
-    _batch: usize,
-    _threads: usize,
-) -> Result<Score> {
-    todo!()
+///
+/// # Errors
+/// A checkpoint or data that cannot be read; images of another shape, or labels the network has no class for.
+pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usize, threads: usize) -> Result<Score> {
+    let Checkpoint { net: state, meta } = Checkpoint::load(checkpoint)?;
+    let data = data::open(data.unwrap_or(&meta.config.data))?;
+    if data.shape != meta.image || data.classes > meta.classes {
+        let (got, wanted) = (data.shape, meta.image);
+        let (classes, known) = (data.classes, meta.classes);
+        let what = format!("images of {got} in {classes} classes; the checkpoint was trained on {wanted} in {known}");
+        return Err(Error::data(&data.source, what));
+    }
+    let preprocess = meta.config.preprocess.clone().ok_or_else(|| Error::data(checkpoint, "no preprocessing stored"))?;
+    preprocess.check(meta.image.c)?;
+    let images = match split {
+        Split::Test => data.test,
+        Split::Train | Split::Val => {
+            let (train, val) = data.train.split_last(meta.config.validation)?;
+            if split == Split::Train { train } else { val }
+        }
+    };
+    if images.is_empty() {
+        return Err(Error::Usage(format!("{}: no validation split; the run was trained without one", data.source)));
+    }
+    let graph = setup::network(&meta.config, meta.image, meta.classes)?;
+    let masks: Vec<Mask> = state.params.iter().filter_map(Mask::of_stored).collect();
+    let mut net = Net::new(&graph, &masks, batch, |spec| CpuBackend::new(spec, threads))?;
+    net.load(&state)?;
+    Ok(score(&mut net, &Loader::new(images, batch, preprocess, None, 0, threads)))
 }

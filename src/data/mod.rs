@@ -1,20 +1,56 @@
 //! Images with labels: recognised, checked, memory-mapped where raw, split explicitly, augmented and prefetched.
+//!
+//! [`open`] recognises what a path holds; every reader checks each header against what the file really holds before it
+//! allocates, and ends in one [`Dataset`] of two [`Split`]s. A [`Loader`] makes [`Batch`]es of a split.
 
-use crate::error::Result;
+mod augment;
+mod builtin;
+mod cifar;
+mod cifar_python;
+mod files;
+mod idx;
+mod loader;
+mod npz;
+mod pickle;
+mod split;
+
+pub use augment::{Augment, PadMode, Preprocess, published};
+pub use files::open;
+pub use loader::{Batch, Loader};
+pub use split::Split;
+
+use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Name under which the built-in images are addressed instead of a path.
+/// Name under which the built-in images are addressed instead of a path: 8,000 training and 2,000 held-out images of
+/// Fashion-MNIST, 28 x 28, class-balanced (`scripts/draw_fashion_mnist.py`).
 pub const BUILTIN: &str = "builtin:fashion-mnist";
+
+/// Most classes a data set may have; ImageNet-22k has 21,841. A larger label is taken for a fault of the file.
+pub const MAX_CLASSES: usize = 1 << 16;
 
 /// Raw bytes of images, shared with the loader's threads.
 #[derive(Clone)]
 pub enum Bytes {
-    /// A mapped file.
+    /// A mapped file. It must not be changed while it is in use: a file cut short then ends the process (SIGBUS).
     Mapped(Arc<memmap2::Mmap>),
     /// Decoded into memory (compressed sources).
     Owned(Arc<[u8]>),
     /// Inside the binary.
     Static(&'static [u8]),
+}
+
+impl std::ops::Deref for Bytes {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Owned(bytes) => bytes,
+            Bytes::Static(bytes) => bytes,
+        }
+    }
 }
 
 /// How pixels of one image lie in memory.
@@ -37,25 +73,34 @@ pub struct ImageShape {
     pub w: usize,
 }
 
-/// One split: images that may be spread over several files, with labels.
-#[derive(Clone)]
-pub struct Split {
-    // Filled by the data helper: (bytes, byte offset of the first image, stride between images, count) a part, order, labels, index list.
+impl ImageShape {
+    /// Numbers of one image, C*H*W. The shape of a [`Split`] never overflows here: its bytes are there.
+    pub fn numel(&self) -> usize {
+        self.c * self.h * self.w
+    }
+}
+
+impl std::fmt::Display for ImageShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{} x {} x {}", self.c, self.h, self.w)
+    }
 }
 
 /// A data set as found at a path.
 pub struct Dataset {
     /// Where it came from: the path, or [`BUILTIN`].
     pub source: String,
-    /// Recognised kind, such as "idx", "cifar10-bin", "cifar100-python", "npz".
+    /// Recognised kind: "idx", "cifar10-bin", "cifar10-python", "cifar100-bin", "cifar100-python", "npz", "memory".
     pub kind: &'static str,
-    /// Family whose published normalisation constants apply: "cifar10", "cifar100", "mnist", or None.
+    /// Family whose published normalisation constants apply (see [`published`]): "cifar10" or "cifar100". `None` for IDX
+    /// and npz, which hold MNIST, Fashion-MNIST or anything else under the same names.
     pub family: Option<&'static str>,
     /// Shape of every image.
     pub shape: ImageShape,
     /// Number of classes.
     pub classes: usize,
-    /// SHA-256 over images and labels of both splits, hex.
+    /// SHA-256, hex, over shape, labels and images (in C, H, W order) of both splits: the same for the same data in any
+    /// container.
     pub checksum: String,
     /// Training images.
     pub train: Split,
@@ -63,93 +108,79 @@ pub struct Dataset {
     pub test: Split,
 }
 
-impl Split {
-    /// Images in it.
-    pub fn len(&self) -> usize {
-        todo!()
+/// A split as a reader found it, with the file that its labels came from, for messages.
+struct Found {
+    split: Split,
+    labels: PathBuf,
+}
+
+impl Dataset {
+    /// A data set of two splits made in memory (see [`Split::from_memory`]). Classes: the largest training label + 1.
+    pub fn from_splits(source: &str, train: Split, test: Split) -> Result<Self> {
+        let found = |split| Found { split, labels: source.into() };
+        Self::assemble(Path::new(source), "memory", None, None, found(train), found(test))
     }
-    /// Whether it has none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+
+    /// What every reader ends in: checks both splits against each other and takes the checksum.
+    /// `classes`: fixed by the format, or `None` for the largest training label + 1.
+    fn assemble(
+        source: &Path,
+        kind: &'static str,
+        family: Option<&'static str>,
+        classes: Option<usize>,
+        train: Found,
+        test: Found,
+    ) -> Result<Self> {
+        for (name, found) in [("training", &train), ("test", &test)] {
+            if found.split.is_empty() {
+                return Err(Error::data(&found.labels, format!("no {name} images: at least 1 is wanted")));
+            }
+        }
+        let shape = train.split.shape();
+        if test.split.shape() != shape {
+            let what = format!("test images of {} but training images of {shape} (C x H x W)", test.split.shape());
+            return Err(Error::data(&test.labels, what));
+        }
+        let limit = classes.unwrap_or(MAX_CLASSES);
+        check_labels(&train, "training", limit, "")?;
+        let classes = classes.unwrap_or_else(|| train.split.largest_label() as usize + 1);
+        check_labels(&test, "test", classes, if limit == classes { "" } else { " (largest training label + 1)" })?;
+        let checksum = checksum(shape, [&train.split, &test.split]);
+        let source = source.to_string_lossy().into_owned();
+        Ok(Dataset { source, kind, family, shape, classes, checksum, train: train.split, test: test.split })
     }
-    /// Splits off the last `count` images (CIFAR-10's validation split: the last 5,000 training images): (rest, last).
-    pub fn split_last(&self, _count: usize) -> Result<(Split, Split)> {
-        todo!()
-    }
-    /// Per-channel mean and standard deviation (population) of pixel/255, in f64, over this split.
-    pub fn mean_std(&self) -> (Vec<f64>, Vec<f64>) {
-        todo!()
+
+    /// Normalisation for training on `train`, a part of this set's training split: the family's published constants, else
+    /// mean and deviation of exactly `train`.
+    pub fn preprocess(&self, train: &Split) -> Result<Preprocess> {
+        match self.family.and_then(published) {
+            Some(constants) => Ok(constants),
+            None => Preprocess::of(train).map_err(|what| Error::data(&self.source, what)),
+        }
     }
 }
 
-/// Opens a path (file or folder) or [`BUILTIN`]; the kind is recognised.
-pub fn open(_source: &str) -> Result<Dataset> {
-    todo!()
+fn check_labels(found: &Found, name: &str, classes: usize, why: &str) -> Result<()> {
+    let bad = (0..found.split.len()).find(|&i| found.split.label(i) as usize >= classes);
+    bad.map_or(Ok(()), |i| {
+        let label = found.split.label(i);
+        Err(Error::data(&found.labels, format!("label {label} of {name} image {i}: wanted 0 to {}{why}", classes - 1)))
+    })
 }
 
-/// What is done to images before the network sees them; stored in the resolved config and in each checkpoint.
-#[derive(Clone, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Preprocess {
-    /// Mean a channel, of pixel/255.
-    pub mean: Vec<f64>,
-    /// Standard deviation a channel, of pixel/255.
-    pub std: Vec<f64>,
-}
-
-/// Padding of the random crop.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PadMode {
-    /// Mirror without repeating the edge pixel (torchvision "reflect").
-    Reflect,
-    /// Black pixels (value 0 before normalisation, as torchvision pads the PIL image).
-    Zero,
-}
-
-/// Training-time augmentation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Augment {
-    /// Pixels added on each side before a random crop back to the original size; 0: no crop.
-    pub pad: usize,
-    /// How they are filled.
-    pub pad_mode: PadMode,
-    /// Horizontal flip with probability 1/2.
-    pub flip: bool,
-}
-
-/// One batch on the host, normalised, N,C,H,W.
-pub struct Batch {
-    /// Images in it; the last batch of an epoch may be ragged.
-    pub n: usize,
-    /// `n*C*H*W` numbers.
-    pub images: Vec<f32>,
-    /// `n` labels.
-    pub labels: Vec<u32>,
-}
-
-/// Makes batches on worker threads, the same for any thread count.
-pub struct Loader {}
-
-impl Loader {
-    /// `augment`: None for evaluation (file order, no shuffle); else shuffled by the stream (seed, Data, "epoch E").
-    pub fn new(
-        _split: Split,
-        _batch: usize,
-        _preprocess: Preprocess,
-        _augment: Option<Augment>,
-        _seed: u64,
-        _threads: usize,
-    ) -> Self {
-        todo!()
+fn checksum(shape: ImageShape, splits: [&Split; 2]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(b"sparse-engine images 1\n");
+    let numbers = |hash: &mut Sha256, v: &[usize]| v.iter().for_each(|&v| hash.update((v as u64).to_le_bytes()));
+    numbers(&mut hash, &[shape.c, shape.h, shape.w]);
+    let mut image = vec![0; shape.numel()];
+    for split in splits {
+        numbers(&mut hash, &[split.len()]);
+        (0..split.len()).for_each(|i| hash.update(split.label(i).to_le_bytes()));
+        for i in 0..split.len() {
+            split.image(i, &mut image);
+            hash.update(&image);
+        }
     }
-    /// Batches an epoch, the ragged last one counted.
-    pub fn batches(&self) -> usize {
-        todo!()
-    }
-    /// Batches `first_batch..` of epoch `epoch` in order, prefetched; a pure function of (split, seed, epoch, batch index).
-    pub fn epoch(&self, _epoch: u64, _first_batch: usize) -> impl Iterator<Item = Batch> + '_ {
-        std::iter::empty()
-    }
+    hash.finalize().iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -1,6 +1,19 @@
 //! Layer-wise densities and random masks. No device here, no layers: shapes in, kept positions out.
+//!
+//! [`Density`] (budgets) -> [`layer_densities`] and [`layer_counts`] (how layers share it) -> [`draw_masks`] (positions).
 
-use crate::error::Result;
+mod budget;
+mod densities;
+mod draw;
+
+pub use budget::Density;
+pub use densities::{layer_counts, layer_densities};
+pub use draw::draw_masks;
+
+use crate::error::{Error, Result};
+use sha2::{Digest, Sha256};
+use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// A maskable tensor: every convolution weight (the first and the 1x1 shortcuts too) and the last linear weight
@@ -13,6 +26,13 @@ pub struct Maskable {
     pub shape: Vec<usize>,
 }
 
+impl Maskable {
+    /// Weights of the dense tensor.
+    pub fn size(&self) -> usize {
+        self.shape.iter().product()
+    }
+}
+
 /// Kept positions of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mask {
@@ -22,8 +42,41 @@ pub struct Mask {
     pub shape: Vec<usize>,
     /// What the method's formula wants, kept/size before rounding.
     pub density: f64,
-    /// Kept positions of the flattened tensor, strictly ascending; `None`: the tensor is dense and stores no index.
+    /// Kept positions of the flattened tensor, strictly ascending; `None`: all of them are kept, the tensor is dense and
+    /// stores no index. A mask that keeps every position is always `None`.
     pub kept: Option<Arc<[u32]>>,
+}
+
+impl Mask {
+    /// Weights of the dense tensor.
+    pub fn size(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Kept weights.
+    pub fn nnz(&self) -> usize {
+        self.kept.as_ref().map_or(self.size(), |kept| kept.len())
+    }
+}
+
+/// SHA-256 of a mask as 64 hex digits: over the bytes "sparse-engine mask 1", the name's length and bytes, the number of
+/// dimensions and each of them, then the number of kept positions and each position, or 2^64 - 1 alone for a dense tensor.
+/// All numbers are 64-bit little-endian. The formula's density is left out: masks that keep the same positions are equal.
+pub fn mask_hash(mask: &Mask) -> String {
+    let mut bytes = b"sparse-engine mask 1".to_vec();
+    let number = |bytes: &mut Vec<u8>, v: usize| bytes.extend_from_slice(&(v as u64).to_le_bytes());
+    number(&mut bytes, mask.name.len());
+    bytes.extend_from_slice(mask.name.as_bytes());
+    number(&mut bytes, mask.shape.len());
+    mask.shape.iter().for_each(|&side| number(&mut bytes, side));
+    match &mask.kept {
+        None => bytes.extend_from_slice(&u64::MAX.to_le_bytes()),
+        Some(kept) => {
+            number(&mut bytes, kept.len());
+            kept.iter().for_each(|&position| number(&mut bytes, position as usize));
+        }
+    }
+    Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// How layers share the density.
@@ -48,40 +101,50 @@ pub enum Draw {
     Bernoulli,
 }
 
-/// A density in (0, 1] kept as the decimal the user wrote, so that budgets are exact.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Density {
-    /// density = numerator / 10^scale.
-    numerator: u128,
-    scale: u32,
+impl Method {
+    /// Every method with its name in configurations.
+    pub const ALL: [(&'static str, Method); 3] =
+        [("dense", Method::Dense), ("uniform", Method::Uniform), ("erk", Method::Erk)];
 }
 
-impl Density {
-    /// From a density as written; errors name what is allowed.
-    pub fn from_density(_written: f64) -> Result<Self> {
-        todo!()
-    }
-    /// From a sparsity as written: density = 1 - sparsity, exactly.
-    pub fn from_sparsity(_written: f64) -> Result<Self> {
-        todo!()
-    }
-    /// Nearest f64.
-    pub fn value(&self) -> f64 {
-        self.numerator as f64 / 10f64.powi(self.scale as i32)
-    }
-    /// round-half-up(density x n), exactly.
-    pub fn budget(&self, _n: u64) -> u64 {
-        todo!()
+impl Draw {
+    /// Every draw with its name in configurations.
+    pub const ALL: [(&'static str, Draw); 2] = [("exact", Draw::Exact), ("bernoulli", Draw::Bernoulli)];
+}
+
+impl FromStr for Method {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        by_name("method", &Method::ALL, name)
     }
 }
 
-/// Draws the masks of all maskable tensors, in their order.
-pub fn draw_masks(
-    _layers: &[Maskable],
-    _method: Method,
-    _density: Density,
-    _draw: Draw,
-    _seed: u64,
-) -> Result<Vec<Mask>> {
-    todo!()
+impl FromStr for Draw {
+    type Err = Error;
+    fn from_str(name: &str) -> Result<Self> {
+        by_name("mask draw", &Draw::ALL, name)
+    }
+}
+
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(name_of(&Method::ALL, *self))
+    }
+}
+
+impl fmt::Display for Draw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(name_of(&Draw::ALL, *self))
+    }
+}
+
+fn by_name<T: Copy>(what: &str, all: &[(&str, T)], name: &str) -> Result<T> {
+    all.iter().find(|(known, _)| *known == name).map(|&(_, value)| value).ok_or_else(|| {
+        let names: Vec<_> = all.iter().map(|&(known, _)| known).collect();
+        Error::Usage(format!("unknown {what} {name:?}: choose one of {}", names.join(", ")))
+    })
+}
+
+fn name_of<T: PartialEq>(all: &[(&'static str, T)], value: T) -> &'static str {
+    all.iter().find(|(_, known)| *known == value).map_or("", |&(name, _)| name)
 }

@@ -1,16 +1,18 @@
-//! Everything a run is made of before the first step: data, network, masks. Pure functions of the configuration.
+//! Everything a run is made of before the first step: data, network, masks. A pure function of the configuration.
 
 use crate::config::Config;
-use crate::data::{self, Dataset, Loader, Preprocess, Split};
+use crate::data::{self, Dataset, ImageShape, Loader, Preprocess, Split};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::models;
+use crate::report::DataInfo;
 use crate::sparsity::{self, Density, Mask};
 
 /// A run's parts.
 pub(super) struct Setup {
     /// With `preprocess` resolved.
     pub config: Config,
+    pub preprocess: Preprocess,
     pub data: Dataset,
     /// Training images less the validation split.
     pub train: Split,
@@ -21,69 +23,72 @@ pub(super) struct Setup {
 }
 
 impl Setup {
-    /// Opens the data, draws the masks, resolves the normalisation.
+    /// Opens the data, splits it, resolves the normalisation, builds the network, draws the masks.
     pub fn new(config: &Config) -> Result<Self> {
+        config.check()?;
         let data = data::open(&config.data)?;
-        let graph = build(config, &data)?;
+        let graph = network(config, data.shape, data.classes)?;
         let (train, val) = match config.validation {
             0 => (data.train.clone(), None),
             count => data.train.split_last(count).map(|(train, val)| (train, Some(val)))?,
         };
         let preprocess = match &config.preprocess {
-            Some(p) => p.clone(),
-            None => data.family.and_then(data::published).unwrap_or_else(|| {
-                let (mean, std) = train.mean_std();
-                Preprocess { mean, std }
-            }),
+            Some(given) => given.clone(),
+            None => data.preprocess(&train)?,
         };
-        check_preprocess(&preprocess, data.shape.c)?;
-        let density = config.density()?;
+        preprocess.check(data.shape.c)?;
+        config.augment.check(data.shape)?;
+        let density = config.target()?;
         let masks = sparsity::draw_masks(&graph.maskable(), config.method, density, config.mask_draw, config.seed.mask)?;
-        let config = Config { preprocess: Some(preprocess), ..config.clone() };
-        Ok(Setup { config, data, train, val, graph, density, masks })
+        let config = Config { preprocess: Some(preprocess.clone()), ..config.clone() };
+        Ok(Setup { config, preprocess, data, train, val, graph, density, masks })
     }
 
     /// Training batches: shuffled, augmented.
     pub fn train_loader(&self, threads: usize) -> Loader {
-        let augment = Some(self.config.augment);
-        Loader::new(self.train.clone(), self.config.batch_size, self.preprocess(), augment, self.config.seed.data, threads)
+        let (batch, augment) = (self.config.batch_size, Some(self.config.augment));
+        Loader::new(self.train.clone(), batch, self.preprocess.clone(), augment, self.config.seed.data, threads)
     }
 
     /// Evaluation batches: in file order, normalised only.
     pub fn eval_loader(&self, split: &Split, threads: usize) -> Loader {
-        Loader::new(split.clone(), self.config.batch_size, self.preprocess(), None, 0, threads)
+        Loader::new(split.clone(), self.config.batch_size, self.preprocess.clone(), None, 0, threads)
     }
 
-    fn preprocess(&self) -> Preprocess {
-        self.config.preprocess.clone().expect("resolved in new")
+    /// What the data is, for checkpoints and the summary.
+    pub fn data_info(&self) -> DataInfo {
+        let d = &self.data;
+        DataInfo {
+            source: d.source.clone(),
+            kind: d.kind.into(),
+            checksum: d.checksum.clone(),
+            image: d.shape,
+            classes: d.classes,
+            train: self.train.len(),
+            val: self.val.as_ref().map_or(0, Split::len),
+            test: d.test.len(),
+        }
     }
 
-    /// FLOPs (2 x MAC) of one image forward: dense, and of the kept weights.
+    /// Maskable weights, and how many are kept.
+    pub fn weights(&self) -> (u64, u64) {
+        let sum = |count: fn(&Mask) -> usize| self.masks.iter().map(|m| count(m) as u64).sum();
+        (sum(Mask::size), sum(Mask::nnz))
+    }
+
+    /// FLOPs (2 x MAC) of one image forward at this input size: of the dense network, and of the kept weights.
     pub fn flops(&self) -> (u64, u64) {
         let macs = self.graph.macs();
-        let sparse = macs.iter().zip(&self.masks).map(|(&m, mask)| m / mask.size() as u64 * mask.nnz() as u64);
-        (2 * macs.iter().sum::<u64>(), 2 * sparse.sum::<u64>())
+        let pixels = macs.iter().zip(&self.masks).map(|(&macs, mask)| (macs / mask.size() as u64, mask.nnz() as u64));
+        (2 * macs.iter().sum::<u64>(), 2 * pixels.map(|(pixels, nnz)| pixels * nnz).sum::<u64>())
     }
 }
 
-/// The network of a configuration for the images of a data set.
-pub(super) fn build(config: &Config, data: &Dataset) -> Result<Graph> {
-    let shape = data.shape;
+/// The network of a configuration for images of `shape`.
+pub(super) fn network(config: &Config, shape: ImageShape, classes: usize) -> Result<Graph> {
     if shape.h != shape.w {
-        return Err(Error::data(&data.source, format!("wanted square images, got {}x{} pixels", shape.h, shape.w)));
+        let what = format!("{} takes square images, got {shape} (C x H x W)", config.model);
+        return Err(Error::data(&config.data, what));
     }
-    models::by_name(&config.model, config.width, shape.c, data.classes, shape.h)
-}
-
-/// Constants fit the data: one finite mean and one positive deviation a channel.
-pub(super) fn check_preprocess(p: &Preprocess, channels: usize) -> Result<()> {
-    let fits = p.mean.len() == channels && p.std.len() == channels;
-    if !fits || !p.mean.iter().all(|m| m.is_finite()) || !p.std.iter().all(|s| s.is_finite() && *s > 0.0) {
-        return Err(Error::Usage(format!(
-            "preprocess: wanted {channels} finite means and {channels} positive standard deviations, got mean {:?} and \
-             std {:?} (images of one value have none: give preprocess.mean and preprocess.std)",
-            p.mean, p.std
-        )));
-    }
-    Ok(())
+    models::by_name(&config.model, config.width, shape.c, classes, shape.h)
 }

@@ -1,0 +1,170 @@
+//! The arena and the blocked layout `[ceil(n/16)][C][H+2*halo][W+2*halo][16]`: 16 images of one pixel side by side, so
+//! one weight is one broadcast and every operation a full vector whatever the mask.
+//!
+//! Halos are zero from the start and never written. Lanes of images beyond `n` hold anything: lanes never mix except in
+//! reductions, and every reduction masks them.
+
+use super::workers::Workers;
+use crate::backend::{Plane, TensorSpec};
+use crate::error::{Error, Result};
+
+/// Images side by side.
+pub(super) const LANES: usize = 16;
+
+/// Blocks that hold `n` images.
+pub(super) fn blocks(n: usize) -> usize {
+    n.div_ceil(LANES)
+}
+
+/// Images of `0..n` in block `nb`.
+pub(super) fn valid(n: usize, nb: usize) -> usize {
+    (n - nb * LANES).min(LANES)
+}
+
+/// One zeroed anonymous mapping (page-aligned, in huge pages where the system agrees) that holds every slot.
+pub(super) struct Arena {
+    map: memmap2::MmapMut,
+    slot_at: Vec<usize>,
+}
+
+impl Arena {
+    /// Room for `batch` images in each slot.
+    pub(super) fn new(slots: &[Plane], batch: usize) -> Result<Self> {
+        let too_big =
+            || Error::Failed(format!("cpu backend: activations of {batch} images exceed memory; lower batch"));
+        let mut at = 0usize;
+        let mut slot_at = Vec::with_capacity(slots.len());
+        for s in slots {
+            slot_at.push(at);
+            let (h, w) = (s.h as usize + 2 * s.halo as usize, s.w as usize + 2 * s.halo as usize);
+            let block = (s.c as usize).checked_mul(h * w).and_then(|v| v.checked_mul(LANES)).ok_or_else(too_big)?;
+            // Kernels address inside one block of 16 images with u32.
+            if u32::try_from(block).is_err() {
+                return Err(Error::Failed(format!("cpu backend: a plane of {s:?} is too large; shrink the images")));
+            }
+            at = block.checked_mul(blocks(batch)).and_then(|v| v.checked_add(at)).ok_or_else(too_big)?;
+        }
+        let bytes = at.checked_mul(4).ok_or_else(too_big)?;
+        let map = memmap2::MmapMut::map_anon(bytes.max(1)).map_err(|e| {
+            Error::Failed(format!("cpu backend: no {bytes} bytes for activations of {batch} images: {e}; lower batch"))
+        })?;
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage); // a hint; without it only the page size differs
+        Ok(Arena { map, slot_at })
+    }
+
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+
+    /// The tensor's place. Views of one arena may be used by several tasks as [`View`] says.
+    pub(super) fn view(&mut self, t: &TensorSpec) -> View {
+        View::new(self.map.as_mut_ptr().cast::<f32>().wrapping_add(self.slot_at[t.slot as usize]), t.plane)
+    }
+
+    /// For reading.
+    pub(super) fn view_ref(&self, t: &TensorSpec) -> View {
+        let base = self.map.as_ptr().cast::<f32>().cast_mut();
+        View::new(base.wrapping_add(self.slot_at[t.slot as usize]), t.plane)
+    }
+}
+
+/// Where a tensor lies; strides in floats. SAFETY: valid while its arena lives; tasks that run at once write disjoint
+/// planes or rows.
+#[derive(Clone, Copy)]
+pub(super) struct View {
+    base: *mut f32,
+    pub(super) plane: Plane,
+    /// From row to row.
+    pub(super) row: usize,
+    /// From channel to channel.
+    pub(super) chan: usize,
+    /// From block to block.
+    pub(super) block: usize,
+}
+
+unsafe impl Send for View {}
+unsafe impl Sync for View {}
+
+impl View {
+    fn new(base: *mut f32, plane: Plane) -> Self {
+        let row = (plane.w + 2 * plane.halo) as usize * LANES;
+        let chan = row * (plane.h + 2 * plane.halo) as usize;
+        View { base, plane, row, chan, block: chan * plane.c as usize }
+    }
+
+    /// First pixel of the padded block, halo included.
+    pub(super) fn padded(&self) -> *mut f32 {
+        self.base
+    }
+
+    /// Offset of pixel (0, 0) from [`View::padded`].
+    pub(super) fn interior(&self) -> usize {
+        self.plane.halo as usize * (self.row + LANES)
+    }
+
+    /// Pixel (0, 0) of channel `c` in block `nb`, which must exist.
+    pub(super) unsafe fn plane_at(&self, nb: usize, c: usize) -> *mut f32 {
+        debug_assert!(c < self.plane.c as usize);
+        unsafe { self.base.add(nb * self.block + c * self.chan + self.interior()) }
+    }
+
+    pub(super) fn channels(&self) -> usize {
+        self.plane.c as usize
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.plane.h as usize
+    }
+
+    pub(super) fn cols(&self) -> usize {
+        self.plane.w as usize
+    }
+
+    pub(super) fn pixels(&self) -> usize {
+        self.rows() * self.cols()
+    }
+
+    /// Same C, H, W (halos may differ).
+    pub(super) fn same_shape(&self, o: &View) -> bool {
+        (self.plane.c, self.plane.h, self.plane.w) == (o.plane.c, o.plane.h, o.plane.w)
+    }
+}
+
+/// N,C,H,W to blocks; zeros in the lanes beyond `n`.
+pub(super) fn pack(workers: &Workers, v: View, n: usize, nchw: &[f32]) {
+    let (c, px) = (v.channels(), v.pixels());
+    workers.run(blocks(n) * c, nchw.len(), |_, task| {
+        let (nb, ch) = (task / c, task % c);
+        for row in 0..v.rows() {
+            // SAFETY: a task writes one plane of one block, which the arena holds.
+            let line = unsafe { std::slice::from_raw_parts_mut(v.plane_at(nb, ch).add(row * v.row), v.cols() * LANES) };
+            for lane in 0..LANES {
+                let out = line.iter_mut().skip(lane).step_by(LANES);
+                if lane < valid(n, nb) {
+                    let at = ((nb * LANES + lane) * c + ch) * px + row * v.cols();
+                    out.zip(&nchw[at..at + v.cols()]).for_each(|(o, i)| *o = *i);
+                } else {
+                    out.for_each(|o| *o = 0.0);
+                }
+            }
+        }
+    });
+}
+
+/// Blocks to N,C,H,W.
+pub(super) fn unpack(v: View, n: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(n * v.channels() * v.pixels());
+    for i in 0..n {
+        for c in 0..v.channels() {
+            for row in 0..v.rows() {
+                for col in 0..v.cols() {
+                    // SAFETY: inside the tensor.
+                    out.push(unsafe { *v.plane_at(i / LANES, c).add(row * v.row + col * LANES + i % LANES) });
+                }
+            }
+        }
+    }
+    out
+}

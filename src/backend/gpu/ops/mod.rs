@@ -1,0 +1,3 @@
+//! One launcher a kernel: same stem as its `.cu`, same argument order.
+
+pub mod sgd;

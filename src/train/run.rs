@@ -1,0 +1,331 @@
+//! The loop: steps, evaluation, metrics, checkpoints, stop and resume.
+
+use super::setup::Setup;
+use super::{EpochInfo, Observer, Options, StartInfo, StepInfo};
+use crate::backend::{Backend, BatchLoss, SgdStep, Spec};
+use crate::checkpoint::{Best, Checkpoint, Meta, Progress, Running};
+use crate::config::Selection;
+use crate::data::{self, Loader};
+use crate::error::{Error, Result};
+use crate::graph::Net;
+use crate::optim::LearningRate;
+use crate::report::{
+    DataInfo, Engine, EpochScore, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter, Record, Results, RunDir,
+    SUMMARY_SCHEMA, Score, Split, Summary,
+};
+use crate::sparsity::{Mask, mask_hash};
+use std::path::Path;
+use std::time::Instant;
+
+/// A run between two steps.
+pub(super) struct Run<'a, B: Backend<Real = f32>, M> {
+    setup: &'a Setup,
+    options: &'a Options,
+    dir: RunDir,
+    make: M,
+    net: Net<B>,
+    rate: LearningRate,
+    metrics: MetricsWriter,
+    progress: Progress,
+    /// Test score of the newest epoch, where it was measured.
+    test: Option<Score>,
+    clock: Clock,
+}
+
+/// Time over all sessions of a run.
+struct Clock {
+    started: Instant,
+    /// Seconds of earlier sessions, in all and in training steps.
+    before_s: f64,
+    train_s: f64,
+    saved: Instant,
+}
+
+impl Clock {
+    fn elapsed_s(&self) -> f64 {
+        self.before_s + self.started.elapsed().as_secs_f64()
+    }
+}
+
+impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
+    /// Allocates the network; a fresh one, or the state of the checkpoint the run goes on from.
+    pub fn new(setup: &'a Setup, options: &'a Options, make: M) -> Result<Self> {
+        let config = &setup.config;
+        let mut net = Net::new(&setup.graph, &setup.masks, config.batch_size, &make)?;
+        let steps_per_epoch = setup.train.len().div_ceil(config.batch_size) as u64;
+        net.check_batch(setup.train.len() - (steps_per_epoch as usize - 1) * config.batch_size)?;
+        let rate = LearningRate {
+            lr: config.lr,
+            schedule: config.schedule.clone(),
+            steps_per_epoch,
+            epochs: config.epochs,
+            warmup_epochs: config.warmup_epochs,
+        };
+        let dir = RunDir::at(&options.out);
+        let (progress, metrics) = match &options.resume {
+            None => {
+                net.init(&setup.graph, config.seed.init);
+                (Progress::default(), MetricsWriter::create(&dir.metrics())?)
+            }
+            Some(from) => {
+                let progress = load(&mut net, setup, &RunDir::at(from).last())?;
+                let metrics = MetricsWriter::resume(&dir.metrics(), progress.step)?;
+                (progress, metrics)
+            }
+        };
+        dir.save_config(config)?;
+        let now = Instant::now();
+        let (before_s, train_s) = metrics.times_s();
+        let clock = Clock { started: now, before_s, train_s, saved: now };
+        Ok(Run { setup, options, dir, make, net, rate, metrics, progress, test: None, clock })
+    }
+
+    /// Trains to the last epoch, evaluates, and writes the summary.
+    pub fn to_end(mut self, observer: &mut dyn Observer) -> Result<Summary> {
+        observer.start(&self.start_info());
+        while self.progress.epoch < self.setup.config.epochs {
+            let images_per_s = self.epoch(observer)?;
+            self.close_epoch(images_per_s, observer)?;
+        }
+        let summary = self.summary()?;
+        summary.save(&self.dir.summary())?;
+        observer.finish(&summary);
+        Ok(summary)
+    }
+
+    /// The steps of the current epoch from the current batch on; gives images a second.
+    fn epoch(&mut self, observer: &mut dyn Observer) -> Result<f64> {
+        let config = &self.setup.config;
+        let steps = config.epochs * self.rate.steps_per_epoch;
+        let loader = self.setup.train_loader(self.options.threads);
+        let (started, before_s, mut images) = (Instant::now(), self.clock.train_s, 0);
+        let mut images_per_s = 0.0;
+        for batch in loader.epoch(self.progress.epoch, self.progress.batch as usize) {
+            let loss = self.net.forward_backward(&batch.images, &batch.labels, config.label_smoothing);
+            if !loss.loss_sum.is_finite() {
+                return Err(self.diverged(loss));
+            }
+            self.net.sgd(SgdStep {
+                lr: self.rate.at(self.progress.step),
+                momentum: config.momentum,
+                weight_decay: config.weight_decay,
+                nesterov: config.nesterov,
+            });
+            self.progress.step += 1;
+            self.progress.batch += 1;
+            self.progress.running.add(loss.loss_sum, loss.correct, batch.n as u64);
+            images += batch.n;
+            let seconds = started.elapsed().as_secs_f64();
+            self.clock.train_s = before_s + seconds;
+            images_per_s = images as f64 / seconds;
+            let Score { loss, accuracy, .. } = self.progress.running.score();
+            let (epoch, epochs, step) = (self.progress.epoch + 1, config.epochs, self.progress.step);
+            let eta_s = (steps - step) as f64 * config.batch_size as f64 / images_per_s;
+            observer.step(&StepInfo { epoch, epochs, step, steps, images_per_s, loss, accuracy, eta_s });
+            let stop = observer.stop_requested();
+            if stop || self.options.checkpoint_every.is_some_and(|every| self.clock.saved.elapsed() >= every) {
+                self.record(Split::Train, self.progress.running.score(), images_per_s)?;
+                self.save(&self.dir.last())?;
+            }
+            if stop {
+                let (path, run) = (self.dir.last(), self.dir.path().into());
+                return Err(Error::Stopped { step: self.progress.step, path, run });
+            }
+        }
+        Ok(images_per_s)
+    }
+
+    /// Evaluation, metrics, selection and the checkpoints at the end of an epoch.
+    fn close_epoch(&mut self, images_per_s: f64, observer: &mut dyn Observer) -> Result<()> {
+        let setup = self.setup;
+        let config = &setup.config;
+        let (epoch, epochs, lr) = (self.progress.epoch + 1, config.epochs, self.rate.at(self.progress.step - 1));
+        let train = self.progress.running.score();
+        self.record(Split::Train, train, images_per_s)?;
+        let val = setup.val.as_ref().map(|images| self.measure(Split::Val, images)).transpose()?;
+        // With a validation split the test set is looked at once, at the end; without one its curve is shown, and nothing
+        // is chosen by it unless the selection says so by name.
+        let looked_at = epoch == epochs || val.is_none();
+        let test = looked_at.then(|| self.measure(Split::Test, &setup.data.test)).transpose()?;
+
+        self.progress = Progress { step: self.progress.step, epoch, best: self.progress.best, ..Progress::default() };
+        let candidate = if config.selection == Selection::BestTest { test } else { val };
+        // A tie keeps the earlier epoch.
+        let better = candidate.filter(|c| self.progress.best.is_none_or(|b| c.accuracy > b.score.accuracy));
+        if let Some(score) = better {
+            self.progress.best = Some(Best { epoch, score });
+        }
+        // Where nothing is selected, the last epoch is the best there is.
+        if better.is_some() || (candidate.is_none() && epoch == epochs) {
+            self.save(&self.dir.best())?;
+        }
+        self.save(&self.dir.last())?;
+        self.test = test;
+        let elapsed_s = self.clock.elapsed_s();
+        observer.epoch(&EpochInfo { epoch, epochs, lr, train, val, test, elapsed_s, images_per_s });
+        Ok(())
+    }
+
+    fn measure(&mut self, split: Split, images: &data::Split) -> Result<Score> {
+        let started = Instant::now();
+        let score = score(&mut self.net, &self.setup.eval_loader(images, self.options.threads));
+        self.record(split, score, images.len() as f64 / started.elapsed().as_secs_f64())?;
+        Ok(score)
+    }
+
+    fn record(&mut self, split: Split, score: Score, images_per_s: f64) -> Result<()> {
+        self.metrics.write(&Record {
+            schema: METRICS_SCHEMA,
+            time_s: self.clock.elapsed_s(),
+            train_time_s: self.clock.train_s,
+            step: self.progress.step,
+            epoch: self.progress.epoch + 1,
+            split,
+            loss: score.loss,
+            accuracy: score.accuracy,
+            n: score.n,
+            lr: self.rate.at(self.progress.step - 1),
+            images_per_s,
+        })
+    }
+
+    fn diverged(&self, loss: BatchLoss) -> Error {
+        let (step, epoch) = (self.progress.step, self.progress.epoch);
+        let kept = match self.dir.last().exists() {
+            true => format!("the last good checkpoint is {}", self.dir.last().display()),
+            false => "no checkpoint had been written yet".into(),
+        };
+        Error::Failed(format!(
+            "the loss became {} at step {} (epoch {}); {kept}; lower lr (now {}) or raise warmup_epochs",
+            loss.loss_sum,
+            step + 1,
+            epoch + 1,
+            self.rate.at(step)
+        ))
+    }
+
+    fn save(&mut self, path: &Path) -> Result<()> {
+        self.metrics.sync()?; // a checkpoint never knows more than the metrics
+        let meta = Meta {
+            engine: Engine::this(),
+            config: self.setup.config.clone(),
+            data: self.setup.data_info(),
+            progress: self.progress,
+        };
+        Checkpoint { net: self.net.state(), meta }.save(path)?;
+        self.clock.saved = Instant::now();
+        Ok(())
+    }
+
+    fn start_info(&self) -> StartInfo {
+        let setup = self.setup;
+        let (flops_dense, flops_sparse) = setup.flops();
+        let (maskable, nnz) = setup.weights();
+        StartInfo {
+            model: setup.config.network(),
+            device: self.net.backend().describe(),
+            data: format!("{} ({})", setup.data.source, setup.data.kind),
+            out: self.dir.path().into(),
+            method: setup.config.method.to_string(),
+            density_target: setup.density.value(),
+            density: nnz as f64 / maskable as f64,
+            params: setup.graph.param_count() as u64,
+            stored: self.net.backend().spec().stored() as u64,
+            maskable,
+            nnz,
+            flops_dense,
+            flops_sparse,
+            image: setup.data.shape,
+            classes: setup.data.classes,
+            train_images: setup.train.len(),
+            val_images: setup.val.as_ref().map_or(0, data::Split::len),
+            test_images: setup.data.test.len(),
+            epochs: setup.config.epochs,
+            steps_per_epoch: self.rate.steps_per_epoch,
+            resumed_at_step: self.options.resume.as_ref().map(|_| self.progress.step),
+        }
+    }
+
+    fn summary(&mut self) -> Result<Summary> {
+        let setup = self.setup;
+        let config = &setup.config;
+        let at_end = |score| EpochScore { epoch: config.epochs, score };
+        // Measured at the end of the last epoch, unless the run was stopped right there.
+        let test_last = match self.test {
+            Some(score) => at_end(score),
+            None => at_end(score(&mut self.net, &setup.eval_loader(&setup.data.test, self.options.threads))),
+        };
+        let mut results = Results { test_last, test_at_best_val: None, test_at_best_test: None };
+        match (self.progress.best, config.selection) {
+            (Some(best), Selection::BestTest) => {
+                results.test_at_best_test = Some(EpochScore { epoch: best.epoch, score: best.score });
+            }
+            (Some(best), _) => {
+                load(&mut self.net, setup, &self.dir.best())?;
+                let score = score(&mut self.net, &setup.eval_loader(&setup.data.test, self.options.threads));
+                results.test_at_best_val = Some(EpochScore { epoch: best.epoch, score });
+            }
+            (None, _) => {}
+        }
+        let dense = Net::new(&setup.graph, &[], config.batch_size, &self.make)?;
+        let (flops_dense, flops_sparse) = setup.flops();
+        let (maskable, nnz) = setup.weights();
+        let steps = self.progress.step;
+        Ok(Summary {
+            schema: SUMMARY_SCHEMA,
+            engine: Engine::this(),
+            command_line: self.options.command_line.clone(),
+            run: self.dir.path().into(),
+            config: config.clone(),
+            data: setup.data_info(),
+            masks: setup.masks.iter().map(mask_info).collect(),
+            machine: Machine::this(),
+            device: self.net.backend().describe(),
+            threads: self.options.threads,
+            params_dense: setup.graph.param_count() as u64,
+            params_sparse: self.net.backend().spec().stored() as u64,
+            maskable,
+            nnz,
+            density_target: setup.density.value(),
+            density: nnz as f64 / maskable as f64,
+            flops_dense,
+            flops_sparse,
+            bytes_dense: dense.backend().bytes(),
+            bytes_sparse: self.net.backend().bytes(),
+            epochs: config.epochs,
+            steps,
+            train_time_s: self.clock.train_s,
+            total_time_s: self.clock.elapsed_s(),
+            images_per_s: (config.epochs as f64 * setup.train.len() as f64) / self.clock.train_s,
+            results,
+        })
+    }
+}
+
+fn mask_info(mask: &Mask) -> MaskInfo {
+    MaskInfo { name: mask.name.clone(), shape: mask.shape.clone(), nnz: mask.nnz(), hash: mask_hash(mask) }
+}
+
+/// Puts a checkpoint of this very run into `net`.
+fn load<B: Backend<Real = f32>>(net: &mut Net<B>, setup: &Setup, path: &Path) -> Result<Progress> {
+    let Checkpoint { net: state, meta } = Checkpoint::load(path)?;
+    if meta.data.checksum != setup.data.checksum {
+        let what = format!("it was trained on other images than {} holds now (checksums differ)", setup.data.source);
+        return Err(Error::data(path, what));
+    }
+    if let Some(difference) = meta.config.differences(&setup.config)?.first() {
+        return Err(Error::data(path, format!("it belongs to another configuration: {difference}")));
+    }
+    net.load(&state).map_err(|e| Error::data(path, e.to_string()))?;
+    Ok(meta.progress)
+}
+
+/// Mean loss and accuracy over all batches of `loader`, with the running statistics.
+pub(super) fn score<B: Backend<Real = f32>>(net: &mut Net<B>, loader: &Loader) -> Score {
+    let mut sums = Running::default();
+    for batch in loader.epoch(0, 0) {
+        let loss = net.infer(&batch.images, &batch.labels);
+        sums.add(loss.loss_sum, loss.correct, batch.n as u64);
+    }
+    sums.score()
+}

@@ -1,0 +1,159 @@
+//! Data sets of known content, written in each real layout. Shared by the tests of `data`.
+#![allow(dead_code)] // each test binary uses a part
+
+use flate2::{Compression, write::GzEncoder};
+use sparse_engine::data::{Dataset, Split, open};
+use std::io::{Cursor, Write};
+use std::path::{Path, PathBuf};
+
+pub const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data");
+
+/// Byte `p` of image `i` of file `f`: the rule of `fixtures/data/make_cifar_pickles.py`.
+pub fn pixel(f: usize, i: usize, p: usize) -> u8 {
+    ((31 * f + 7 * i + 3 * p) % 256) as u8
+}
+
+pub fn label(f: usize, i: usize, classes: usize) -> u8 {
+    ((3 * f + i) % classes) as u8
+}
+
+/// Images of file `f`, one after the other.
+pub fn images(f: usize, count: usize, size: usize) -> Vec<u8> {
+    (0..count).flat_map(|i| (0..size).map(move |p| pixel(f, i, p))).collect()
+}
+
+pub fn labels(f: usize, count: usize, classes: usize) -> Vec<u8> {
+    (0..count).map(|i| label(f, i, classes)).collect()
+}
+
+/// (images in C, H, W order, labels) as read.
+pub fn content(split: &Split) -> (Vec<u8>, Vec<u8>) {
+    let size = split.shape().numel();
+    let mut all = vec![0xAA; split.len() * size];
+    for (i, out) in all.chunks_exact_mut(size).enumerate() {
+        split.image(i, out);
+    }
+    (all, (0..split.len()).map(|i| split.label(i) as u8).collect())
+}
+
+pub fn opened(path: &Path) -> Dataset {
+    open(path.to_str().unwrap()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The message of a refusal: one line that names the path.
+pub fn refused(path: &Path) -> String {
+    let error = open(path.to_str().unwrap()).err().unwrap_or_else(|| panic!("{} was accepted", path.display()));
+    assert_eq!(error.exit_code(), 1, "{error}");
+    let message = error.to_string();
+    assert!(!message.contains('\n'), "{message}");
+    assert!(message.contains(path.to_str().unwrap()), "{message} does not name {}", path.display());
+    message
+}
+
+pub fn gzip(data: &[u8]) -> Vec<u8> {
+    let mut out = GzEncoder::new(Vec::new(), Compression::default());
+    out.write_all(data).unwrap();
+    out.finish().unwrap()
+}
+
+pub fn idx(dims: &[u32], data: &[u8]) -> Vec<u8> {
+    let mut out = vec![0, 0, 8, dims.len() as u8];
+    dims.iter().for_each(|d| out.extend(d.to_be_bytes()));
+    out.extend(data);
+    out
+}
+
+/// The four files of an IDX set of 5 x 4 images, 10 classes: (name, bytes).
+pub fn idx_files(train: usize, test: usize) -> Vec<(String, Vec<u8>)> {
+    let split = |f: usize, name: &str, n: usize| {
+        [
+            (format!("{name}-images-idx3-ubyte"), idx(&[n as u32, 5, 4], &images(f, n, 20))),
+            (format!("{name}-labels-idx1-ubyte"), idx(&[n as u32], &labels(f, n, 10))),
+        ]
+    };
+    split(0, "train", train).into_iter().chain(split(1, "t10k", test)).collect()
+}
+
+pub fn write_all(folder: &Path, files: &[(String, Vec<u8>)]) {
+    std::fs::create_dir_all(folder).unwrap();
+    files.iter().for_each(|(name, data)| std::fs::write(folder.join(name), data).unwrap());
+}
+
+/// CIFAR-10's binary files with `count` images each, or CIFAR-100's.
+pub fn cifar_bin(classes: usize, count: usize) -> Vec<(String, Vec<u8>)> {
+    let names: Vec<String> = match classes {
+        10 => (1..=5).map(|i| format!("data_batch_{i}.bin")).chain(["test_batch.bin".into()]).collect(),
+        _ => vec!["train.bin".into(), "test.bin".into()],
+    };
+    let file = |(f, name): (usize, String)| {
+        let mut out = Vec::new();
+        for i in 0..count {
+            let label = label(f, i, classes);
+            if classes == 100 {
+                out.push(label / 5);
+            }
+            out.push(label);
+            out.extend((0..3072).map(|p| pixel(f, i, p)));
+        }
+        (name, out)
+    };
+    names.into_iter().enumerate().map(file).collect()
+}
+
+/// A .npy file of version 1.
+pub fn npy(descr: &str, shape: &str, data: &[u8]) -> Vec<u8> {
+    let mut head = format!("{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}");
+    while (10 + head.len() + 1) % 64 != 0 {
+        head.push(' ');
+    }
+    head.push('\n');
+    let mut out = b"\x93NUMPY\x01\x00".to_vec();
+    out.extend((head.len() as u16).to_le_bytes());
+    out.extend(head.as_bytes());
+    out.extend(data);
+    out
+}
+
+/// Members (name without .npy, bytes) in a zip archive; numpy writes each with 64-bit sizes, as here.
+pub fn npz(members: &[(&str, Vec<u8>)], deflate: bool) -> Vec<u8> {
+    let method = if deflate { zip::CompressionMethod::Deflated } else { zip::CompressionMethod::Stored };
+    let options = zip::write::SimpleFileOptions::default().compression_method(method).large_file(true);
+    let mut out = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    for (name, data) in members {
+        out.start_file(format!("{name}.npy"), options).unwrap();
+        out.write_all(data).unwrap();
+    }
+    out.finish().unwrap().into_inner()
+}
+
+/// The same images as [`idx_files`], as .npz members.
+pub fn npz_members(train: usize, test: usize) -> Vec<(&'static str, Vec<u8>)> {
+    vec![
+        ("x_train", npy("|u1", &format!("({train}, 5, 4)"), &images(0, train, 20))),
+        ("y_train", npy("|u1", &format!("({train},)"), &labels(0, train, 10))),
+        ("x_test", npy("|u1", &format!("({test}, 5, 4)"), &images(1, test, 20))),
+        ("y_test", npy("|u1", &format!("({test},)"), &labels(1, test, 10))),
+    ]
+}
+
+/// A tar archive of files below `folder`.
+pub fn tar(folder: &str, files: &[(String, Vec<u8>)]) -> Vec<u8> {
+    let mut out = tar::Builder::new(Vec::new());
+    for (name, data) in files {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(data.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        out.append_data(&mut header, format!("{folder}/{name}"), data.as_slice()).unwrap();
+    }
+    out.into_inner().unwrap()
+}
+
+/// Files of a fixture folder, by name.
+pub fn fixture(folder: &str) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(Path::new(FIXTURES).join(folder)).unwrap().map(|e| e.unwrap().path()).collect();
+    files.sort();
+    let file = |p: PathBuf| (p.file_name().unwrap().to_str().unwrap().to_string(), std::fs::read(p).unwrap());
+    files.into_iter().map(file).collect()
+}

@@ -1,0 +1,192 @@
+//! Every answer of the GPU probe, and the CUDA driver's bookkeeping, against a counterfeit libcuda.so.1 on the
+//! LD_LIBRARY_PATH of a child process. What a real driver and a real GPU do, this cannot show.
+#![cfg(target_os = "linux")]
+
+use sparse_engine::Error;
+use sparse_engine::backend::SgdStep;
+use sparse_engine::backend::gpu::{self, Driver, cuda::Cuda, ops::sgd::sgd_step};
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// Runs in the child: prints the probe's answer, and with ACT=train what a step on the device gives.
+#[test]
+#[ignore = "a part of the other tests: they start it in a child process"]
+fn child() {
+    let answer = match std::env::var("ACT").as_deref() {
+        Ok("train") => train(),
+        Ok("find") => gpu::find_device().map(|d| format!("{d:?}")),
+        _ => gpu::probe().map(|d| format!("{d:?}")),
+    };
+    match answer {
+        Ok(said) => println!("ANSWER ok: {said}"),
+        Err(Error::NoGpu(why)) => println!("ANSWER no gpu: {why}"),
+        Err(other) => println!("ANSWER other: {other}"),
+    }
+}
+
+fn train() -> sparse_engine::Result<String> {
+    // The second file is the one that holds the kernel.
+    let driver = Cuda::open_with(gpu::find_device()?, &[("other", b"odd"), ("sgd", b"code")])?;
+    assert!(driver.alloc(2 << 30).err().expect("too large").to_string().contains("no memory for 2147483648 bytes"));
+    drop(driver.alloc(0)?);
+    const N: usize = 1029;
+    let (mut values, mut grads, mut momentum) = (driver.alloc(4 * N)?, driver.alloc(4 * N)?, driver.alloc(4 * N)?);
+    driver.upload(&mut values, bytemuck::cast_slice(&[2f32; N]))?;
+    driver.upload(&mut grads, bytemuck::cast_slice(&[3f32; N]))?;
+    driver.upload(&mut momentum, bytemuck::cast_slice(&[4f32; N]))?;
+    assert!(driver.upload(&mut grads, &[0; 4 * N + 1]).is_err());
+    let step = SgdStep { lr: 0.5, momentum: 0.25, weight_decay: 0.125, nesterov: true };
+    // From a thread on which no context is current.
+    std::thread::scope(|s| {
+        s.spawn(|| {
+            let driver = &driver; // a driver may move between threads; here it is lent to one at a time
+            let [v, g, m] = [&values, &grads, &momentum].map(|b| driver.address(b));
+            // SAFETY: three buffers of N floats.
+            unsafe { sgd_step(driver, v, g, m, N, step) }?;
+            driver.synchronise()
+        })
+        .join()
+        .expect("no panic")
+    })?;
+    let mut got = [0f32; N];
+    driver.download(&values, bytemuck::cast_slice_mut(&mut got))?;
+    // g1 = 3.25, m = 4.25, d = 4.3125, v = 2 - 2.15625
+    assert_eq!(got, [-0.15625; N]);
+    driver.download(&momentum, bytemuck::cast_slice_mut(&mut got))?;
+    assert_eq!(got, [4.25; N]);
+    let description = driver.describe();
+    drop(driver); // the buffers must keep the session alive
+    drop((values, grads, momentum));
+    Ok(description)
+}
+
+/// The folder with the counterfeit and, below it, one that lacks a function. `None` without a C++ compiler.
+fn counterfeit() -> Option<&'static Path> {
+    static BUILT: OnceLock<bool> = OnceLock::new();
+    let dir = Path::new(concat!(env!("CARGO_TARGET_TMPDIR"), "/fake_cuda"));
+    let built = BUILT.get_or_init(|| {
+        let compiler = std::env::var("CXX").unwrap_or_else(|_| "c++".into());
+        for (folder, define) in [("", "-DFAKE"), ("incomplete", "-DFAKE_WITHOUT_LAUNCH")] {
+            let folder = dir.join(folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            let unfinished = folder.join(format!("{}.tmp", std::process::id()));
+            let run = Command::new(&compiler)
+                .args(["-std=c++17", "-O1", "-shared", "-fPIC", define, "tests/gpu_fake_cuda.cpp", "-o"])
+                .arg(&unfinished)
+                .current_dir(env!("CARGO_MANIFEST_DIR"))
+                .output();
+            match run {
+                Ok(run) => assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr)),
+                Err(_) => return false,
+            }
+            // cudarc asks for the first name first, and a machine with a real driver may have it.
+            std::fs::copy(&unfinished, folder.join("libcuda.so")).unwrap();
+            std::fs::rename(&unfinished, folder.join("libcuda.so.1")).unwrap();
+        }
+        true
+    });
+    if !built {
+        println!("skipped: no C++ compiler");
+    }
+    built.then_some(dir)
+}
+
+/// What the child answers with these settings, and what the counterfeit printed.
+fn ask(folder: &str, settings: &[(&str, &str)]) -> Option<(String, String)> {
+    let dir = counterfeit()?.join(folder);
+    let run = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--ignored", "--nocapture"])
+        .env("LD_LIBRARY_PATH", dir)
+        .env_remove("CUDA_VISIBLE_DEVICES")
+        .envs(settings.iter().copied())
+        .output()
+        .unwrap();
+    let out = String::from_utf8_lossy(&run.stdout).into_owned();
+    let err = String::from_utf8_lossy(&run.stderr);
+    assert!(run.status.success(), "the child failed: {out}{err}");
+    assert!(!err.contains("panicked"), "{err}");
+    let answer = out.lines().find_map(|l| l.split_once("ANSWER ").map(|(_, a)| a.to_string())).expect("an answer");
+    Some((answer, out))
+}
+
+#[track_caller]
+fn refused(folder: &str, settings: &[(&str, &str)], parts: &[&str]) {
+    let Some((answer, _)) = ask(folder, settings) else { return };
+    assert!(answer.starts_with("no gpu: no usable GPU: "), "{answer}");
+    for part in parts.iter().chain(&["use --device cpu"]) {
+        assert!(answer.contains(part), "{part:?} is missing in: {answer}");
+    }
+}
+
+#[test]
+fn each_refusal_says_why_and_what_to_do() {
+    refused("", &[("FAKE_CUDA_INIT", "100")], &["finds no device", "nvidia-smi"]);
+    refused("", &[("FAKE_CUDA_INIT", "100"), ("CUDA_VISIBLE_DEVICES", "7")], &["CUDA_VISIBLE_DEVICES is \"7\""]);
+    refused("", &[("FAKE_CUDA_INIT", "34")], &["stub", "install the NVIDIA driver"]);
+    refused("", &[("FAKE_CUDA_INIT", "803")], &["different releases", "restart"]);
+    refused("", &[("FAKE_CUDA_INIT", "999")], &["CUDA_ERROR_UNKNOWN", "nvidia-smi"]);
+    refused("", &[("FAKE_CUDA_VERSION", "11080")], &["too old", "CUDA 11.8", "update the driver"]);
+    refused("", &[("FAKE_CUDA_DEVICES", "0")], &["finds no device"]);
+    refused("", &[("FAKE_CUDA_CAPABILITY", "75")], &["compute capability 8.0 or higher", "Counterfeit 0 has 7.5"]);
+    refused("incomplete", &[], &["cuLaunchKernel", "update the driver"]);
+}
+
+#[test]
+fn a_driver_must_know_the_compiler_that_made_the_kernels() {
+    let Some((major, _)) = gpu::NVCC else {
+        println!("skipped: no kernels in this binary");
+        return;
+    };
+    let older = format!("{}0{}0", major - 1, 9);
+    refused("", &[("FAKE_CUDA_VERSION", &older)], &["too old", &format!("want {major}.0")]);
+}
+
+#[test]
+fn without_a_driver() {
+    if !matches!(gpu::probe(), Err(Error::NoGpu(why)) if why.contains("libcuda.so.1 cannot be loaded")) {
+        println!("skipped: this machine has a driver");
+        return;
+    }
+    refused("absent", &[], &["no NVIDIA driver", "install"]);
+}
+
+#[test]
+fn a_good_device_is_found_and_kernels_are_asked_for() {
+    let Some((found, _)) = ask("", &[("ACT", "find"), ("FAKE_CUDA_CAPABILITY", "75"), ("FAKE_CUDA_DEVICES", "2")])
+    else {
+        return;
+    };
+    // The first of the two is too old.
+    for part in ["ok: ", "Counterfeit 1", "ordinal: 1", "capability: (9, 0)", "85899345920", "driver: (13, 0)"] {
+        assert!(found.contains(part), "{part:?} is missing in: {found}");
+    }
+    if gpu::FATBINS.is_empty() {
+        refused("", &[], &["no GPU kernels", "built without nvcc", "scripts/install_nvcc.sh", "build again"]);
+    } else {
+        let Some((answer, _)) = ask("", &[]) else { return };
+        assert!(answer.starts_with("ok: ") && answer.contains("Counterfeit 0"), "{answer}");
+    }
+}
+
+#[test]
+fn the_driver_trains_and_gives_everything_back() {
+    let Some((answer, out)) = ask("", &[("ACT", "train")]) else { return };
+    assert_eq!(answer, "ok: cuda Counterfeit 0");
+    assert!(out.contains("FAKE released: 0 contexts, 0 streams, 0 modules, 0 buffers left"), "{out}");
+}
+
+#[test]
+fn a_device_that_cannot_be_opened_is_no_usable_gpu() {
+    refused("", &[("ACT", "train"), ("FAKE_CUDA_RETAIN", "2")], &["Counterfeit 0 refuses", "OUT_OF_MEMORY"]);
+    refused(
+        "",
+        &[("ACT", "train"), ("FAKE_CUDA_LOAD", "209")],
+        &["cannot load kernels/other.cu", "NO_BINARY_FOR_GPU", "SPARSE_ENGINE_CUDA_ARCHS=sm_90"],
+    );
+    let Some((answer, out)) = ask("", &[("ACT", "train"), ("FAKE_CUDA_LOAD", "209")]) else { return };
+    assert!(out.contains("FAKE released: 0 contexts, 0 streams, 0 modules, 0 buffers left"), "{answer}: {out}");
+    // Later failures are errors too, not refusals.
+    let Some((answer, _)) = ask("", &[("ACT", "train"), ("FAKE_CUDA_SYNC", "700")]) else { return };
+    assert!(answer.starts_with("other: GPU: cuStreamSynchronize fails with CUDA_ERROR_ILLEGAL_ADDRESS"), "{answer}");
+}

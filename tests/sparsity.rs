@@ -1,0 +1,401 @@
+//! Densities, budgets and counts against published figures, an independent f64 loop, and laws that must hold for any
+//! network.
+
+mod nets;
+
+use nets::resnet;
+use proptest::prelude::*;
+use sparse_engine::sparsity::{
+    Density, Draw, Mask, Maskable, Method, draw_masks, layer_counts, layer_densities, mask_hash,
+};
+
+fn density(written: f64) -> Density {
+    Density::from_density(written).unwrap()
+}
+
+fn sparsity(written: f64) -> Density {
+    Density::from_sparsity(written).unwrap()
+}
+
+fn close(got: f64, want: f64, tolerance: f64, what: &str) {
+    assert!((got - want).abs() <= tolerance, "{what}: got {got}, want {want} +- {tolerance}");
+}
+
+/// Epsilon as seen in any layer that is not dense.
+fn epsilon(layers: &[Maskable], densities: &[f64]) -> f64 {
+    let l = densities.iter().position(|&d| d < 1.0).unwrap();
+    densities[l] * layers[l].size() as f64 / layers[l].shape.iter().sum::<usize>() as f64
+}
+
+const GRID: [f64; 4] = [0.5, 0.8, 0.9, 0.95];
+
+#[test]
+fn erk_epsilons_of_section_6() {
+    for (depth, want) in [
+        (20, [101.0553, 36.0023, 16.9860, 8.2040]),
+        (56, [105.3333, 38.6882, 18.9665, 9.3584]),
+        (110, [106.3275, 39.3411, 19.4770, 9.6731]),
+    ] {
+        let net = resnet(depth, 16, 3, 10, 32);
+        for (s, want) in GRID.into_iter().zip(want) {
+            let densities = layer_densities(&net.layers, Method::Erk, sparsity(s)).unwrap();
+            close(epsilon(&net.layers, &densities), want, 0.5e-4 + 1e-9, &format!("ResNet-{depth} at {s}"));
+        }
+    }
+}
+
+#[test]
+fn erk_densities_of_resnet20() {
+    let table: [(&[usize], [f64; 4]); 9] = [
+        (&[16, 3, 3, 3], [1.0, 1.0, 0.982985, 0.474768]),
+        (&[16, 16, 3, 3], [1.0, 0.593788, 0.280151, 0.135309]),
+        (&[32, 16, 3, 3], [1.0, 0.421902, 0.199055, 0.096141]),
+        (&[32, 32, 3, 3], [0.767564, 0.273455, 0.129017, 0.062313]),
+        (&[32, 16, 1, 1], [1.0, 1.0, 1.0, 0.801172]),
+        (&[64, 32, 3, 3], [0.559225, 0.199231, 0.093998, 0.045400]),
+        (&[64, 64, 3, 3], [0.367334, 0.130868, 0.061744, 0.029821]),
+        (&[64, 32, 1, 1], [1.0, 1.0, 0.812806, 0.392574]),
+        (&[10, 64], [1.0, 1.0, 1.0, 0.948587]),
+    ];
+    let net = resnet(20, 16, 3, 10, 32);
+    for (column, s) in GRID.into_iter().enumerate() {
+        for (layer, got) in net.layers.iter().zip(layer_densities(&net.layers, Method::Erk, sparsity(s)).unwrap()) {
+            let (_, want) = table.iter().find(|(shape, _)| *shape == layer.shape).unwrap();
+            close(got, want[column], 0.5e-6 + 1e-9, &format!("{} at {s}", layer.name));
+        }
+    }
+}
+
+#[test]
+fn erk_flop_ratios_of_section_6() {
+    for (depth, want) in [
+        (20, [0.7372, 0.3580, 0.1773, 0.0866]),
+        (56, [0.7355, 0.3659, 0.1822, 0.0905]),
+        (110, [0.7352, 0.3678, 0.1834, 0.0914]),
+    ] {
+        let net = resnet(depth, 16, 3, 10, 32);
+        let dense: u64 = net.macs.iter().sum();
+        for (s, want) in GRID.into_iter().zip(want) {
+            let by_formula = layer_densities(&net.layers, Method::Erk, sparsity(s)).unwrap();
+            let by_formula: f64 = by_formula.iter().zip(&net.macs).map(|(d, &m)| d * m as f64).sum();
+            close(by_formula / dense as f64, want, 0.5e-4 + 1e-9, &format!("ResNet-{depth} at {s}, formula"));
+            let counts = layer_counts(&net.layers, Method::Erk, sparsity(s)).unwrap();
+            let realised: u64 =
+                counts.iter().zip(&net.layers).zip(&net.macs).map(|((&n, l), m)| m / l.size() as u64 * n as u64).sum();
+            // Each layer's count is less than one weight from its target.
+            let slack: u64 = net.macs.iter().zip(&net.layers).map(|(m, l)| m / l.size() as u64).sum();
+            close(realised as f64, by_formula, slack as f64, &format!("ResNet-{depth} at {s}, realised"));
+        }
+    }
+}
+
+#[test]
+fn budgets_hold_exactly_for_any_decimal() {
+    let all = 270_896u64; // ResNet-20, paper section 2.4
+    let net = resnet(20, 16, 3, 10, 32);
+    for (d, want) in [
+        (sparsity(0.9), 27_090),  // 27,089.6
+        (sparsity(0.95), 13_545), // 13,544.8
+        (density(0.1), 27_090),
+        (density(0.005), 1_354),      // 1,354.48
+        (density(1.0 / 3.0), 90_299), // 90,298.67
+        (sparsity(1.0 / 3.0), 180_597),
+        (density(0.30000000000000004), 81_269), // 81,268.8
+        (sparsity(0.000001), 270_896),          // 270,895.73
+        (sparsity(0.00001), 270_893),           // 270,893.29
+        (Density::ONE, all),
+    ] {
+        assert_eq!(d.budget(all), want, "{d}");
+        for method in [Method::Uniform, Method::Erk] {
+            let masks = draw_masks(&net.layers, method, d, Draw::Exact, 3).unwrap();
+            assert_eq!(masks.iter().map(|m| m.nnz() as u64).sum::<u64>(), want, "{method} {d}");
+        }
+    }
+}
+
+#[test]
+fn largest_remainder_by_hand_with_ties_in_layer_order() {
+    let layer = |name: &str, n: usize| Maskable { name: name.into(), shape: vec![n] };
+    // Targets 0.5 * (5, 3, 9, 4) = 2.5, 1.5, 4.5, 2; 10.5 of 21 rounds to 11: two of the three halves, the first ones.
+    let layers = [layer("a", 5), layer("b", 3), layer("c", 9), layer("d", 4)];
+    assert_eq!(layer_counts(&layers, Method::Uniform, density(0.5)).unwrap(), [3, 2, 4, 2]);
+    // 0.1 * (27, 37, 13, 23): remainders 0.7, 0.7, 0.3, 0.3, equal in decimal though not in binary; 10 = 2+3+1+2 + 2.
+    let layers = [layer("a", 27), layer("b", 37), layer("c", 13), layer("d", 23)];
+    assert_eq!(layer_counts(&layers, Method::Uniform, density(0.1)).unwrap(), [3, 4, 1, 2]);
+    // Ties among many: 0.1 * 2304 and 0.1 * 36864 both leave 0.4, which f64 tells apart; 18 * 0.4 + 0.4 = 7.6 -> 8.
+    let layers: Vec<_> = (0..19).map(|l| layer(&l.to_string(), if l % 2 == 0 { 2304 } else { 36_864 })).collect();
+    let counts = layer_counts(&layers, Method::Uniform, density(0.1)).unwrap();
+    for (l, count) in counts.into_iter().enumerate() {
+        let floor = if l % 2 == 0 { 230 } else { 3686 };
+        assert_eq!(count, floor + usize::from(l < 8), "layer {l}");
+    }
+}
+
+#[test]
+fn degenerate_networks() {
+    let net = resnet(8, 4, 1, 10, 28);
+    // Density 1, and all but 1, make every layer dense without an index.
+    for d in [Density::ONE, sparsity(1e-20), density(0.9999999999999999)] {
+        for method in [Method::Dense, Method::Uniform, Method::Erk] {
+            for draw in [Draw::Exact, Draw::Bernoulli] {
+                let masks = draw_masks(&net.layers, method, d, draw, 0).unwrap();
+                assert!(masks.iter().all(|m| m.kept.is_none() && m.nnz() == m.size()), "{method} {draw}");
+            }
+        }
+    }
+    // The dense method ignores the density; one layer takes it all; equal scores become dense together.
+    assert!(
+        draw_masks(&net.layers, Method::Dense, density(0.001), Draw::Exact, 0)
+            .unwrap()
+            .iter()
+            .all(|m| { m.kept.is_none() && m.density == 1.0 })
+    );
+    let one = [Maskable { name: "fc".into(), shape: vec![10, 64] }];
+    assert_eq!(layer_densities(&one, Method::Erk, density(0.25)).unwrap(), [0.25]);
+    assert_eq!(layer_counts(&one, Method::Erk, density(0.25)).unwrap(), [160]);
+    assert!(draw_masks(&[], Method::Erk, density(0.5), Draw::Exact, 0).unwrap().is_empty());
+    // Nothing that is no tensor, nothing that stands twice, nothing that 32-bit positions do not reach.
+    for shape in [vec![], vec![3, 0], vec![1 << 16, 1 << 16], vec![usize::MAX, usize::MAX]] {
+        let e = layer_counts(&[Maskable { name: "odd".into(), shape }], Method::Erk, density(0.5)).unwrap_err();
+        assert!(e.exit_code() == 2 && e.to_string().contains("odd"), "{e}");
+    }
+    let e = layer_counts(&[one[0].clone(), one[0].clone()], Method::Erk, density(0.5)).unwrap_err();
+    assert!(e.to_string().contains("fc stands twice"), "{e}");
+}
+
+#[test]
+fn a_layer_that_would_die_is_named() {
+    let net = resnet(20, 16, 3, 10, 32);
+    for (method, d, target) in [(Method::Uniform, 0.0005, "5.00e-4"), (Method::Erk, 0.0001, "9.49e-4")] {
+        let e = draw_masks(&net.layers, method, density(d), Draw::Exact, 0).unwrap_err();
+        assert_eq!(e.exit_code(), 2);
+        let text = e.to_string();
+        assert!(
+            text.contains("layer conv.weight [16, 3, 3, 3]") && text.contains("432") && !text.contains('\n'),
+            "{text}"
+        );
+        assert!(text.contains(target) && text.contains(&format!("density of {d};")), "{text}");
+    }
+    let text = layer_counts(&net.layers, Method::Uniform, density(0.0005)).unwrap_err().to_string();
+    assert!(text.contains("from density 0.002315 (sparsity 0.997685) on"), "{text}"); // 1/432, rounded up
+    assert!(layer_counts(&net.layers, Method::Uniform, density(0.002315)).is_ok());
+
+    let failures = (0..200)
+        .filter_map(|seed| draw_masks(&net.layers, Method::Uniform, density(0.01), Draw::Bernoulli, seed).err());
+    let failures: Vec<_> = failures.map(|e| e.to_string()).collect();
+    // P(432, 512 or 640 positions all pruned at 1 %) = 1.3 + 0.6 + 0.2 %: about 4 of 200.
+    assert!((1..15).contains(&failures.len()), "{failures:?}");
+    assert!(failures.iter().all(|text| text.contains("seed") && text.contains("weight [")), "{failures:?}");
+}
+
+#[test]
+fn hashes_tell_positions_names_and_shapes_apart() {
+    let mask = |name: &str, shape: &[usize], kept: Option<&[u32]>, density| Mask {
+        name: name.into(),
+        shape: shape.to_vec(),
+        density,
+        kept: kept.map(Into::into),
+    };
+    // Fixed for good: sha256(b"sparse-engine mask 1" + struct.pack("<Q4sQQQQQQ", 4, b"conv", 2, 2, 3, 2, 1, 4)).
+    let reference = mask_hash(&mask("conv", &[2, 3], Some(&[1, 4]), 0.3));
+    assert_eq!(reference, "bf8852e1b9b534e1ff503b4e118695b7b56356e682b86a6b12300a9ffa79da35");
+    assert_eq!(reference, mask_hash(&mask("conv", &[2, 3], Some(&[1, 4]), 0.4)));
+    let others = [
+        mask("conw", &[2, 3], Some(&[1, 4]), 0.3),
+        mask("conv", &[3, 2], Some(&[1, 4]), 0.3),
+        mask("conv", &[6], Some(&[1, 4]), 0.3),
+        mask("conv", &[2, 3], Some(&[1, 5]), 0.3),
+        mask("conv", &[2, 3], Some(&[1]), 0.3),
+        mask("conv", &[2, 3], None, 0.3),
+        mask("con", &[2, 3], Some(&[1, 4]), 0.3),
+    ];
+    let mut hashes: Vec<_> = others.iter().map(mask_hash).collect();
+    hashes.push(reference);
+    assert!(hashes.iter().all(|h| h.len() == 64 && h.bytes().all(|b| b.is_ascii_hexdigit())));
+    hashes.sort();
+    hashes.dedup();
+    assert_eq!(hashes.len(), 8);
+}
+
+#[test]
+fn names_parse_and_print() {
+    for (name, method) in Method::ALL {
+        assert_eq!(name.parse::<Method>().unwrap(), method);
+        assert_eq!(method.to_string(), name);
+        assert_eq!(serde_json::to_value(method).unwrap(), name);
+    }
+    for (name, draw) in Draw::ALL {
+        assert_eq!(name.parse::<Draw>().unwrap(), draw);
+        assert_eq!(draw.to_string(), name);
+        assert_eq!(serde_json::to_value(draw).unwrap(), name);
+    }
+    let e = "ER".parse::<Method>().unwrap_err();
+    assert_eq!(
+        (e.exit_code(), e.to_string().as_str()),
+        (2, "unknown method \"ER\": choose one of dense, uniform, erk")
+    );
+    let e = "".parse::<Draw>().unwrap_err();
+    assert_eq!(e.to_string(), "unknown mask draw \"\": choose one of exact, bernoulli");
+}
+
+/// The loop of paper section 1.4 in plain f64, written a second time.
+fn erk_in_f64(layers: &[Maskable], d: f64) -> Vec<f64> {
+    let size: Vec<f64> = layers.iter().map(|l| l.size() as f64).collect();
+    let score: Vec<f64> = layers.iter().zip(&size).map(|(l, n)| l.shape.iter().sum::<usize>() as f64 / n).collect();
+    let mut dense = vec![false; layers.len()];
+    loop {
+        let (mut rest, mut divisor, mut top) = (0.0, 0.0, 0.0f64);
+        for l in 0..layers.len() {
+            if dense[l] {
+                rest -= size[l] * (1.0 - d);
+            } else {
+                rest += size[l] * d;
+                divisor += score[l] * size[l];
+                top = top.max(score[l]);
+            }
+        }
+        let epsilon = rest / divisor;
+        if dense.iter().all(|&is| is) || epsilon * top <= 1.0 + 1e-12 {
+            return (0..layers.len()).map(|l| if dense[l] { 1.0 } else { epsilon * score[l] }).collect();
+        }
+        for l in 0..layers.len() {
+            dense[l] |= score[l] == top;
+        }
+    }
+}
+
+fn networks() -> impl Strategy<Value = Vec<Maskable>> {
+    let shape = prop_oneof![
+        prop::collection::vec(1usize..40, 2),
+        (1usize..40, 1usize..40, prop_oneof![Just(1usize), Just(3)]).prop_map(|(k, c, r)| vec![k, c, r, r]),
+        prop::collection::vec(1usize..7, 1..5),
+    ];
+    // Each shape up to three times, so that equal scores and equal remainders are common.
+    prop::collection::vec((shape, 1usize..4), 1..7).prop_map(|shapes| {
+        let shapes = shapes.into_iter().flat_map(|(shape, times)| vec![shape; times]);
+        shapes.enumerate().map(|(l, shape)| Maskable { name: format!("layer{l}"), shape }).collect()
+    })
+}
+
+fn decimals() -> impl Strategy<Value = f64> {
+    (1u32..8, 1u64..10_000_000).prop_map(|(places, digits)| {
+        let unit = 10u64.pow(places);
+        format!("{}e-{places}", digits % unit + 1).parse().unwrap()
+    })
+}
+
+/// Counts of neighbouring densities, layer by layer: how many fell, and by how much at most.
+fn falls(layers: &[Maskable], method: Method, steps_per_one: u32, steps: std::ops::Range<u32>) -> (usize, usize) {
+    let counts = |k: u32| {
+        let d: f64 = format!("{}e-8", u64::from(k) * (100_000_000 / u64::from(steps_per_one))).parse().unwrap();
+        layer_counts(layers, method, density(d)).unwrap()
+    };
+    let (mut number, mut most) = (0, 0);
+    let mut before = counts(steps.start);
+    for k in steps.start + 1..=steps.end {
+        let now = counts(k);
+        for (before, now) in before.iter().zip(&now).filter(|(before, now)| now < before) {
+            number += 1;
+            most = most.max(before - now);
+        }
+        before = now;
+    }
+    (number, most)
+}
+
+#[test]
+fn resnet20_nests_on_every_grid_that_is_not_finer_than_a_weight_a_layer() {
+    let net = resnet(20, 16, 3, 10, 32);
+    assert_eq!(falls(&net.layers, Method::Erk, 4000, 4..4000), (0, 0)); // 0.00025 apart
+    assert_eq!(falls(&net.layers, Method::Uniform, 400, 1..400), (0, 0)); // 0.0025 apart
+    let few = draw_masks(&net.layers, Method::Erk, sparsity(0.95), Draw::Exact, 5).unwrap();
+    let many = draw_masks(&net.layers, Method::Erk, sparsity(0.9), Draw::Exact, 5).unwrap();
+    assert!(few.iter().zip(&many).all(|(few, many)| nets::contains(many, few)));
+    assert!(few.iter().zip(&many).any(|(few, many)| !nets::contains(few, many)));
+}
+
+#[test]
+fn budgets_one_weight_apart_show_the_alabama_paradox() {
+    // Why the documentation of `draw_masks` promises no more than it does.
+    let net = resnet(20, 16, 3, 10, 32);
+    for method in [Method::Uniform, Method::Erk] {
+        let (number, most) = falls(&net.layers, method, 1_000_000, 100_000..101_000);
+        assert!(number > 0 && most == 1, "{method}: {number} falls, by {most} at most");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn densities_follow_the_formula(layers in networks(), d in decimals()) {
+        let got = layer_densities(&layers, Method::Erk, density(d)).unwrap();
+        for ((got, want), layer) in got.iter().zip(erk_in_f64(&layers, d)).zip(&layers) {
+            prop_assert!((got - want).abs() <= 1e-9 * want, "{}: got {}, want {}", layer.name, got, want);
+        }
+        let all: f64 = layers.iter().map(|l| l.size() as f64).sum();
+        let kept: f64 = got.iter().zip(&layers).map(|(d, l)| d * l.size() as f64).sum();
+        prop_assert!((kept - d * all).abs() <= 1e-9 * all);
+    }
+
+    #[test]
+    fn counts_meet_the_budget_and_their_targets(layers in networks(), d in decimals(), erk: bool) {
+        let method = if erk { Method::Erk } else { Method::Uniform };
+        let all: u64 = layers.iter().map(|l| l.size() as u64).sum();
+        let densities = layer_densities(&layers, method, density(d)).unwrap();
+        match layer_counts(&layers, method, density(d)) {
+            Ok(counts) => {
+                prop_assert_eq!(counts.iter().sum::<usize>() as u64, density(d).budget(all));
+                for ((&count, &d), layer) in counts.iter().zip(&densities).zip(&layers) {
+                    prop_assert!((1..=layer.size()).contains(&count));
+                    prop_assert!((count as f64 - d * layer.size() as f64).abs() < 1.0 + 1e-6);
+                    prop_assert!(d < 1.0 || count == layer.size());
+                }
+                for draw in [Draw::Exact, Draw::Bernoulli] {
+                    let Ok(masks) = draw_masks(&layers, method, density(d), draw, 11) else {
+                        prop_assert!(draw == Draw::Bernoulli);
+                        continue;
+                    };
+                    for ((mask, layer), &count) in masks.iter().zip(&layers).zip(&counts) {
+                        prop_assert!(mask.name == layer.name && mask.shape == layer.shape);
+                        prop_assert!(draw == Draw::Bernoulli || mask.nnz() == count);
+                        prop_assert_eq!(mask.kept.is_none(), mask.nnz() == mask.size());
+                        if let Some(kept) = &mask.kept {
+                            prop_assert!(kept.is_sorted_by(|a, b| a < b) && kept.len() < layer.size());
+                            prop_assert!(!kept.is_empty() && (kept[kept.len() - 1] as usize) < layer.size());
+                        }
+                    }
+                }
+            }
+            Err(e) => {
+                let text = e.to_string();
+                let named = layers.iter().position(|l| text.contains(&format!("layer {} ", l.name)));
+                prop_assert!(named.is_some_and(|l| densities[l] * (layers[l].size() as f64) < 1.0), "{}", text);
+                let enough = text.split("from density ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+                prop_assert!(layer_counts(&layers, method, density(enough)).is_ok(), "{}", text);
+            }
+        }
+    }
+
+    /// What the documentation of `draw_masks` says about nesting.
+    #[test]
+    fn nesting(layers in networks(), a in decimals(), b in decimals(), erk: bool, seed: u64) {
+        let method = if erk { Method::Erk } else { Method::Uniform };
+        let (low, high) = (a.min(b), a.max(b));
+        let few = layer_densities(&layers, method, density(low)).unwrap();
+        let many = layer_densities(&layers, method, density(high)).unwrap();
+        prop_assert!(few.iter().zip(&many).all(|(f, m)| *f <= m * (1.0 + 1e-12)));
+        for draw in [Draw::Exact, Draw::Bernoulli] {
+            let few = draw_masks(&layers, method, density(low), draw, seed);
+            let many = draw_masks(&layers, method, density(high), draw, seed);
+            let (Ok(few), Ok(many)) = (few, many) else { continue };
+            for (few, many) in few.iter().zip(&many) {
+                let rise = (many.density - few.density) * few.size() as f64;
+                prop_assert!(few.nnz() <= many.nnz() || (draw == Draw::Exact && rise < 1.0 + 1e-6
+                    && few.nnz() == many.nnz() + 1));
+                let (inner, outer) = if few.nnz() <= many.nnz() { (few, many) } else { (many, few) };
+                prop_assert!(nets::contains(outer, inner));
+            }
+        }
+    }
+}
