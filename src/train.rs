@@ -187,7 +187,8 @@ pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usiz
         let what = format!("images of {got} in {classes} classes; the checkpoint was trained on {wanted} in {known}");
         return Err(Error::data(&data.source, what));
     }
-    let preprocess = meta.config.preprocess.clone().ok_or_else(|| Error::data(checkpoint, "no preprocessing stored"))?;
+    let preprocess =
+        meta.config.preprocess.clone().ok_or_else(|| Error::data(checkpoint, "no preprocessing stored"))?;
     preprocess.check(meta.image.c)?;
     let images = match split {
         Split::Test => data.test,

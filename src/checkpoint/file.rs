@@ -85,7 +85,7 @@ impl Checkpoint {
         let bad = |what: String| Error::Failed(format!("{}: cannot write the checkpoint: {what}", path.display()));
         let Meta { engine, config, data, progress } = &self.meta;
         check_finite(progress).map_err(bad)?;
-        let rest = Rest { engine: engine.clone(), data: data.clone(), progress: progress.clone() };
+        let rest = Rest { engine: engine.clone(), data: data.clone(), progress: *progress };
         let layout = Layout {
             params: self
                 .net
@@ -170,9 +170,8 @@ fn checksum<'a>(texts: [&str; 4], tensors: impl Iterator<Item = (&'a str, &'a [u
 }
 
 fn check_finite(p: &Progress) -> std::result::Result<(), String> {
-    let scores = p.best.iter().flat_map(|b| std::iter::once(b.score).chain(b.test));
-    let mut numbers = vec![p.running.loss_sum, p.train_time_s, p.total_time_s];
-    numbers.extend(scores.flat_map(|s| [s.loss, s.accuracy]));
+    let mut numbers = vec![p.running.loss_sum];
+    numbers.extend(p.best.iter().flat_map(|b| [b.score.loss, b.score.accuracy]));
     if numbers.iter().all(|v| v.is_finite()) { Ok(()) } else { Err(format!("a number that is not finite in {p:?}")) }
 }
 

@@ -57,8 +57,9 @@ pub struct Meta {
     pub progress: Progress,
 }
 
-/// Where training goes on. Schedule, order of the images and augmentation are functions of step, epoch and batch.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// Where training goes on. Schedule, order of the images and augmentation are functions of step, epoch and batch. No times
+/// are in it (they are in the metrics), so that a run that was resumed ends in the same file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done in all.
     pub step: u64,
@@ -70,12 +71,6 @@ pub struct Progress {
     pub running: Running,
     /// The best epoch so far, by the configuration's `selection`.
     pub best: Option<Best>,
-    /// Seconds in training steps so far.
-    pub train_time_s: f64,
-    /// Seconds in all so far.
-    pub total_time_s: f64,
-    /// Length of `metrics.jsonl` at this point ([`crate::report::MetricsWriter::sync`]).
-    pub metrics_bytes: u64,
 }
 
 /// Sums over the batches of an epoch.
@@ -89,6 +84,20 @@ pub struct Running {
     pub n: u64,
 }
 
+impl Running {
+    /// Adds a batch of `n` images.
+    pub fn add(&mut self, loss_sum: f64, correct: u64, n: u64) {
+        self.loss_sum += loss_sum;
+        self.correct += correct;
+        self.n += n;
+    }
+
+    /// Means over the images so far; zeros where there are none.
+    pub fn score(&self) -> Score {
+        Score::from_sums(self.loss_sum, self.correct, self.n)
+    }
+}
+
 /// The best epoch so far.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Best {
@@ -96,8 +105,6 @@ pub struct Best {
     pub epoch: u64,
     /// The score it was chosen by.
     pub score: Score,
-    /// Test score of that epoch, where it was measured.
-    pub test: Option<Score>,
 }
 
 /// A checkpoint.

@@ -65,7 +65,11 @@ pub(super) fn clock(seconds: f64) -> String {
         return "?".into();
     }
     let s = seconds.max(0.0).round() as u64;
-    if s < 3600 { format!("{}:{:02}", s / 60, s % 60) } else { format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60) }
+    if s < 3600 {
+        format!("{}:{:02}", s / 60, s % 60)
+    } else {
+        format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
+    }
 }
 
 #[cfg(test)]
@@ -76,8 +80,14 @@ mod tests {
     fn numbers_read_well() {
         let counts = [0, 7, 999, 1000, 272_474, u64::MAX].map(count);
         assert_eq!(counts, ["0", "7", "999", "1,000", "272,474", "18,446,744,073,709,551,615"]);
-        assert_eq!([0, 999, 1000, 81_620_000, 999_600, 1_000_000].map(si), ["0", "999", "1.00 k", "81.6 M", "1.00 M", "1.00 M"]);
-        assert_eq!([0, 1023, 1024, 1 << 20, 1_089_896].map(bytes), ["0 B", "1.00 KiB", "1.00 KiB", "1.00 MiB", "1.04 MiB"]);
+        assert_eq!(
+            [0, 999, 1000, 81_620_000, 999_600, 1_000_000].map(si),
+            ["0", "999", "1.00 k", "81.6 M", "1.00 M", "1.00 M"]
+        );
+        assert_eq!(
+            [0, 1023, 1024, 1 << 20, 1_089_896].map(bytes),
+            ["0 B", "1.00 KiB", "1.00 KiB", "1.00 MiB", "1.04 MiB"]
+        );
         assert!(si(u64::MAX).ends_with(" E") && bytes(u64::MAX).ends_with(" EiB"));
         assert_eq!((share(1, 8), share(1, 0)), ("12.5 %".into(), "-".into()));
     }
@@ -85,8 +95,17 @@ mod tests {
     #[test]
     fn times_read_well() {
         let times = [0.0, 42.13, 59.94, 59.96, 61.0, 725.4, 3599.6, 11_045.0, -1.0].map(time);
-        let wanted =
-            ["0.0 s", "42.1 s", "59.9 s", "1 min 00 s", "1 min 01 s", "12 min 05 s", "1 h 00 min", "3 h 04 min", "0.0 s"];
+        let wanted = [
+            "0.0 s",
+            "42.1 s",
+            "59.9 s",
+            "1 min 00 s",
+            "1 min 01 s",
+            "12 min 05 s",
+            "1 h 00 min",
+            "3 h 04 min",
+            "0.0 s",
+        ];
         assert_eq!(times, wanted);
         assert_eq!([0.4, 59.6, 725.0, 11_045.0].map(clock), ["0:00", "1:00", "12:05", "3:04:05"]);
         assert_eq!((clock(f64::INFINITY), clock(f64::NAN)), ("?".into(), "?".into()));

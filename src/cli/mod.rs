@@ -37,8 +37,6 @@ enum Command {
     Inspect(inspect::InspectArgs),
 }
 
-pub mod inspect;
-
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

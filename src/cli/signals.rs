@@ -18,7 +18,6 @@ pub(super) fn stop_flag() -> Result<Arc<AtomicBool>> {
 }
 
 #[cfg(unix)]
-const SIGNALS: &[i32] =
-    &[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1];
+const SIGNALS: &[i32] = &[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGUSR1];
 #[cfg(not(unix))]
 const SIGNALS: &[i32] = &[signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM];

@@ -135,7 +135,8 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
             if differences.is_empty() {
                 return Ok(Plan { config: old, run, resume: true, new: false });
             }
-            let head = format!("{}: the run there has another configuration (its value, the one asked for)", out.display());
+            let head =
+                format!("{}: the run there has another configuration (its value, the one asked for)", out.display());
             Err(Error::Usage(std::iter::once(head).chain(differences).collect::<Vec<_>>().join("\n")))
         }
         (Some(word), None) if word.as_os_str() == "auto" => {

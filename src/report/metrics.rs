@@ -4,7 +4,7 @@ use super::{Score, Split};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Version of the record below; it changes when a key changes its meaning or goes.
@@ -17,6 +17,8 @@ pub struct Record {
     pub schema: u32,
     /// Seconds since the start of the run, those before a resume counted.
     pub time_s: f64,
+    /// Of these, seconds in training steps.
+    pub train_time_s: f64,
     /// Steps done.
     pub step: u64,
     /// Epochs, counted from 1: the one that the record belongs to.
@@ -42,69 +44,96 @@ impl Record {
     }
 }
 
-/// Appends records.
+/// Appends records. Of two with one step and split the first stays: a run that goes on from a checkpoint at the end of an
+/// epoch records that end anew.
 #[derive(Debug)]
 pub struct MetricsWriter {
     path: PathBuf,
     file: File,
-    bytes: u64,
+    /// What the newest step has been recorded on.
+    newest: Vec<(u64, Split)>,
+    times_s: (f64, f64),
 }
 
 impl MetricsWriter {
     /// A new, empty file; one that stands there is emptied.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(Error::io(path, "cannot write the metrics"))?;
-        Ok(MetricsWriter { path: path.to_path_buf(), file, bytes: 0 })
+        Ok(MetricsWriter { path: path.to_path_buf(), file, newest: Vec::new(), times_s: (0.0, 0.0) })
     }
 
-    /// Goes on after the first `bytes` bytes, as a checkpoint noted them ([`MetricsWriter::sync`]): what was recorded after
-    /// that checkpoint will be recorded again, so it is cut off. Of a file that is shorter, or was edited so that no line
-    /// ends there, the whole lines before that place are kept.
-    pub fn resume(path: &Path, bytes: u64) -> Result<Self> {
+    /// Goes on with the file of a run that goes on from a checkpoint at `step`: records of later steps, which will be made
+    /// again, and a last line without its end are cut off. A missing file is begun anew.
+    pub fn resume(path: &Path, step: u64) -> Result<Self> {
         let fail = || Error::io(path, "cannot go on with the metrics");
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(fail())?;
-        let mut text = Vec::new();
-        Read::by_ref(&mut file).take(bytes).read_to_end(&mut text).map_err(fail())?;
-        let keep = text.iter().rposition(|&b| b == b'\n').map_or(0, |at| at as u64 + 1);
-        file.set_len(keep).map_err(fail())?;
-        file.seek(SeekFrom::Start(keep)).map_err(fail())?;
-        Ok(MetricsWriter { path: path.to_path_buf(), file, bytes: keep })
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(fail())?;
+        let mut writer = MetricsWriter { path: path.to_path_buf(), file, newest: Vec::new(), times_s: (0.0, 0.0) };
+        let mut keep = 0;
+        for (record, end) in read_lines(path)? {
+            if record.step > step {
+                break;
+            }
+            writer.note(&record);
+            keep = end;
+        }
+        writer.file.set_len(keep).map_err(fail())?;
+        writer.file.seek(SeekFrom::Start(keep)).map_err(fail())?;
+        Ok(writer)
+    }
+
+    fn note(&mut self, record: &Record) {
+        self.newest.retain(|(step, _)| *step == record.step);
+        self.newest.push((record.step, record.split));
+        self.times_s = (record.time_s, record.train_time_s);
+    }
+
+    /// Seconds so far, by the newest record: in all, and in training steps.
+    pub fn times_s(&self) -> (f64, f64) {
+        self.times_s
     }
 
     /// Appends one record with one write.
     pub fn write(&mut self, record: &Record) -> Result<()> {
-        let numbers = [record.time_s, record.loss, record.accuracy, record.lr, record.images_per_s];
-        if numbers.iter().any(|v| !v.is_finite()) {
+        if self.newest.contains(&(record.step, record.split)) {
+            return Ok(());
+        }
+        let Record { time_s, train_time_s, loss, accuracy, lr, images_per_s, .. } = *record;
+        if [time_s, train_time_s, loss, accuracy, lr, images_per_s].iter().any(|v| !v.is_finite()) {
             return Err(Error::Failed(format!("{}: a number that is not finite in {record:?}", self.path.display())));
         }
         let mut line =
             serde_json::to_vec(record).map_err(|e| Error::Failed(format!("{}: {e}", self.path.display())))?;
         line.push(b'\n');
         self.file.write_all(&line).map_err(Error::io(&self.path, "cannot write the metrics"))?;
-        self.bytes += line.len() as u64;
+        self.note(record);
         Ok(())
     }
 
-    /// Brings the file to the disk and tells its length, for the checkpoint that is written next.
-    pub fn sync(&mut self) -> Result<u64> {
-        self.file.sync_all().map_err(Error::io(&self.path, "cannot write the metrics"))?;
-        Ok(self.bytes)
+    /// Brings the file to the disk, before the checkpoint of the same step.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.sync_all().map_err(Error::io(&self.path, "cannot write the metrics"))
     }
 }
 
 /// All records of a file. A last line without its end, as a killed process leaves it, is left out.
 pub fn read_metrics(path: &Path) -> Result<Vec<Record>> {
+    Ok(read_lines(path)?.into_iter().map(|(record, _)| record).collect())
+}
+
+/// Records, each with the offset of the byte after its line.
+fn read_lines(path: &Path) -> Result<Vec<(Record, u64)>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read the metrics"))?;
-    let whole = text.rfind('\n').map_or("", |at| &text[..at]);
     let mut records = Vec::new();
-    for (i, line) in whole.lines().enumerate() {
+    let mut end = 0;
+    for (i, line) in text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n')) {
+        end += line.len() as u64;
         let record: Record =
             serde_json::from_str(line).map_err(|e| Error::data(path, format!("line {}: {e}", i + 1)))?;
         if record.schema != METRICS_SCHEMA {
             let what = format!("line {}: schema {}, this engine reads {METRICS_SCHEMA}", i + 1, record.schema);
             return Err(Error::data(path, what));
         }
-        records.push(record);
+        records.push((record, end));
     }
     Ok(records)
 }
@@ -116,7 +145,8 @@ mod tests {
     fn record(step: u64) -> Record {
         Record {
             schema: METRICS_SCHEMA,
-            time_s: 0.1 + 0.2,
+            time_s: 0.1 + 0.2 + step as f64,
+            train_time_s: step as f64,
             step,
             epoch: step / 10 + 1,
             split: Split::Train,
@@ -135,7 +165,7 @@ mod tests {
         let mut w = MetricsWriter::create(&path).unwrap();
         let records = [record(1), Record { split: Split::Test, ..record(2) }];
         records.iter().for_each(|r| w.write(r).unwrap());
-        assert_eq!(w.sync().unwrap(), std::fs::metadata(&path).unwrap().len());
+        w.sync().unwrap();
         assert_eq!(read_metrics(&path).unwrap(), records);
         let line: serde_json::Value =
             serde_json::from_str(std::fs::read_to_string(&path).unwrap().lines().nth(1).unwrap()).unwrap();
@@ -150,28 +180,29 @@ mod tests {
     fn a_resumed_file_doubles_nothing_and_loses_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
+        let test = |step| Record { split: Split::Test, ..record(step) };
         let mut w = MetricsWriter::create(&path).unwrap();
-        w.write(&record(1)).unwrap();
-        let at = w.sync().unwrap();
-        w.write(&record(2)).unwrap();
+        assert_eq!(w.times_s(), (0.0, 0.0));
+        [record(1), record(2), test(2), record(3)].iter().for_each(|r| w.write(r).unwrap());
         drop(w);
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"schema\": 1, \"ti").unwrap();
-        assert_eq!(read_metrics(&path).unwrap(), [record(1), record(2)]);
-        let mut w = MetricsWriter::resume(&path, at).unwrap();
-        w.write(&record(2)).unwrap();
-        w.write(&record(3)).unwrap();
-        let end = w.sync().unwrap();
-        assert_eq!(read_metrics(&path).unwrap(), [record(1), record(2), record(3)]);
-        assert_eq!(end, std::fs::metadata(&path).unwrap().len());
-        drop(MetricsWriter::resume(&path, end).unwrap());
-        assert_eq!(read_metrics(&path).unwrap().len(), 3);
-        drop(MetricsWriter::resume(&path, end + 1000).unwrap()); // lost its end with the machine
-        assert_eq!(read_metrics(&path).unwrap().len(), 3);
-        drop(MetricsWriter::resume(&path, at + 5).unwrap()); // edited: no line ends there
-        assert_eq!(read_metrics(&path).unwrap(), [record(1)]);
+        assert_eq!(read_metrics(&path).unwrap().len(), 4, "half a line is left out");
+        let mut w = MetricsWriter::resume(&path, 2).unwrap();
+        assert_eq!(w.times_s(), (record(2).time_s, 2.0));
+        assert_eq!(read_metrics(&path).unwrap(), [record(1), record(2), test(2)]);
+        // The checkpoint was written at the very end of an epoch, which now ends once more.
+        [record(2), test(2), record(3), record(4)].iter().for_each(|r| w.write(r).unwrap());
+        let all = [record(1), record(2), test(2), record(3), record(4)];
+        assert_eq!(read_metrics(&path).unwrap(), all);
+        let bytes = std::fs::read(&path).unwrap();
+        drop(MetricsWriter::resume(&path, 4).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap(); // the end of the last line lost with the machine
+        drop(MetricsWriter::resume(&path, 4).unwrap());
+        assert_eq!(read_metrics(&path).unwrap(), all[..4]);
         std::fs::remove_file(&path).unwrap();
-        drop(MetricsWriter::resume(&path, at).unwrap());
-        assert_eq!(read_metrics(&path).unwrap(), []);
+        drop(MetricsWriter::resume(&path, 4).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
     }
 
     #[test]

@@ -39,7 +39,8 @@ impl Setup {
         preprocess.check(data.shape.c)?;
         config.augment.check(data.shape)?;
         let density = config.target()?;
-        let masks = sparsity::draw_masks(&graph.maskable(), config.method, density, config.mask_draw, config.seed.mask)?;
+        let masks =
+            sparsity::draw_masks(&graph.maskable(), config.method, density, config.mask_draw, config.seed.mask)?;
         let config = Config { preprocess: Some(preprocess.clone()), ..config.clone() };
         Ok(Setup { config, preprocess, data, train, val, graph, density, masks })
     }
