@@ -187,7 +187,8 @@ pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usiz
         let what = format!("images of {got} in {classes} classes; the checkpoint was trained on {wanted} in {known}");
         return Err(Error::data(&data.source, what));
     }
-    let preprocess = meta.config.preprocess.clone().ok_or_else(|| Error::data(checkpoint, "no preprocessing stored"))?;
+    let preprocess =
+        meta.config.preprocess.clone().ok_or_else(|| Error::data(checkpoint, "no preprocessing stored"))?;
     preprocess.check(data.shape.c)?;
     let images = match split {
         Split::Test => data.test,
@@ -198,15 +199,18 @@ pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usiz
             }
             match meta.config.validation {
                 0 => data.train,
-                count => data.train.split_last(count).map(|(train, val)| if split == Split::Val { val } else { train })?,
+                count => {
+                    data.train.split_last(count).map(|(train, val)| if split == Split::Val { val } else { train })?
+                }
             }
         }
     };
     let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
     let masked = state.params.iter().filter(|p| p.kept.is_some());
-    let mask = |p: &ParamState| Mask { name: p.name.clone(), shape: p.shape.clone(), density: 1.0, kept: p.kept.clone() };
+    let mask =
+        |p: &ParamState| Mask { name: p.name.clone(), shape: p.shape.clone(), density: 1.0, kept: p.kept.clone() };
     let masks: Vec<Mask> = masked.map(mask).collect();
     let mut net = Net::new(&graph, &masks, batch, |spec| CpuBackend::new(spec, threads))?;
     net.load(&state)?;
-    Ok(score(&mut net, &Loader::new(images, batch, preprocess, None, 0, threads)))
+    Ok(score(&mut net, &Loader::new(images, batch, preprocess, None, 0, threads)?))
 }

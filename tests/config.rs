@@ -195,6 +195,22 @@ fn each_fault_says_what_is_wrong() {
 }
 
 #[test]
+fn every_method_and_draw_can_be_named() {
+    for (name, method) in Method::ALL {
+        assert_eq!(with(&[&format!("method={name}")]).method, method);
+    }
+    for (name, draw) in Draw::ALL {
+        assert_eq!(with(&[&format!("mask_draw={name}")]).mask_draw, draw);
+    }
+}
+
+#[test]
+fn a_decimal_too_long_to_be_exact_is_refused() {
+    let lines = faults(None, &["density=1e-300"]);
+    assert!(lines.len() == 1 && lines[0].starts_with("command line: density 1e-300"), "{lines:?}");
+}
+
+#[test]
 fn all_faults_show_at_once_each_with_its_source() {
     let lines = faults(
         Some("momentun = 0.9\nlr = \"high\"\nsparsity = 0.5\ndensity = 0.5\n[optimiser]\nlr = 1\n"),

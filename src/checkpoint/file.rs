@@ -170,8 +170,9 @@ fn checksum<'a>(texts: [&str; 4], tensors: impl Iterator<Item = (&'a str, &'a [u
 }
 
 fn check_finite(p: &Progress) -> std::result::Result<(), String> {
-    let best = p.best.iter().flat_map(|b| [b.score.loss, b.score.accuracy]);
-    if best.chain([p.running.loss_sum]).all(f64::is_finite) { Ok(()) } else { Err(format!("a number that is not finite in {p:?}")) }
+    let mut numbers = vec![p.running.loss_sum];
+    numbers.extend(p.best.iter().flat_map(|b| [b.score.loss, b.score.accuracy]));
+    if numbers.iter().all(|v| v.is_finite()) { Ok(()) } else { Err(format!("a number that is not finite in {p:?}")) }
 }
 
 fn decode(bytes: &[u8]) -> std::result::Result<Checkpoint, String> {

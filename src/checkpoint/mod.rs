@@ -57,7 +57,8 @@ pub struct Meta {
     pub progress: Progress,
 }
 
-/// Where training goes on; no time in it, so that equal runs leave equal files. Schedule, order of the images and augmentation are functions of step, epoch and batch.
+/// Where training goes on. Schedule, order of the images and augmentation are functions of step, epoch and batch. No times
+/// are in it (they are in the metrics), so that a run that was resumed ends in the same file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Progress {
     /// Steps done in all.
@@ -84,14 +85,14 @@ pub struct Running {
 }
 
 impl Running {
-    /// Adds a batch: sum of its losses, images classified correctly, images.
+    /// Adds a batch of `n` images.
     pub fn add(&mut self, loss_sum: f64, correct: u64, n: u64) {
         self.loss_sum += loss_sum;
         self.correct += correct;
         self.n += n;
     }
 
-    /// Mean loss and accuracy.
+    /// Means over the images so far; zeros where there are none.
     pub fn score(&self) -> Score {
         Score::from_sums(self.loss_sum, self.correct, self.n)
     }

@@ -162,7 +162,6 @@ impl Resolved {
     /// is written "d0.1"; three different seeds "s1.2.3" (initial values, masks, data).
     pub fn run_name(&self) -> String {
         let c = &self.config;
-        let method = serde_json::to_value(c.method).unwrap_or_default();
         let amount = match (c.method, c.sparsity, c.density) {
             (Method::Dense, ..) | (_, None, None) => String::new(),
             (_, Some(sparsity), _) => format!("-{sparsity}"),
@@ -174,7 +173,7 @@ impl Resolved {
         } else {
             format!("{}.{}.{}", s.init, s.mask, s.data)
         };
-        let name = format!("{}-{}{amount}-s{seed}", self.name, method.as_str().unwrap_or_default());
+        let name = format!("{}-{}{amount}-s{seed}", self.name, c.method);
         name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '_' }).collect()
     }
 }
@@ -241,7 +240,7 @@ impl Config {
     }
 
     /// The density of the maskable weights, exactly as written; 1 for method dense.
-    pub fn density(&self) -> Result<Density> {
+    pub fn target(&self) -> Result<Density> {
         match (self.method, self.density, self.sparsity) {
             (Method::Dense, ..) | (_, None, None) => Density::from_density(1.0),
             (_, Some(density), _) => Density::from_density(density),

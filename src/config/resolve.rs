@@ -25,7 +25,16 @@ pub(super) fn resolve(merged: &Merged, faults: &mut Faults) -> Option<Config> {
     }
     seeds(merged, &mut table);
     match Config::deserialize_table(table) {
-        Ok(config) => Some(config),
+        Ok(config) => match config.target() {
+            Ok(_) => Some(config),
+            Err(e) => {
+                faults.push(format!(
+                    "{}: {e}",
+                    merged.source(if config.density.is_some() { "density" } else { "sparsity" })
+                ));
+                None
+            }
+        },
         Err(what) => {
             faults.push(format!("configuration: {what}"));
             None

@@ -4,7 +4,7 @@ use super::{Score, Split};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 /// Version of the record below; it changes when a key changes its meaning or goes.
@@ -17,7 +17,7 @@ pub struct Record {
     pub schema: u32,
     /// Seconds since the start of the run, those before a resume counted.
     pub time_s: f64,
-    /// Of it, seconds in training steps.
+    /// Of these, seconds in training steps.
     pub train_time_s: f64,
     /// Steps done.
     pub step: u64,
@@ -44,56 +44,72 @@ impl Record {
     }
 }
 
-/// Appends records.
+/// Appends records. Of two with one step and split the first stays: a run that goes on from a checkpoint at the end of an
+/// epoch records that end anew.
 #[derive(Debug)]
 pub struct MetricsWriter {
     path: PathBuf,
     file: File,
-}
-
-/// Seconds of a run's earlier legs.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Spent {
-    /// In all.
-    pub time_s: f64,
-    /// In training steps.
-    pub train_time_s: f64,
+    /// What the newest step has been recorded on.
+    newest: Vec<(u64, Split)>,
+    times_s: (f64, f64),
 }
 
 impl MetricsWriter {
     /// A new, empty file; one that stands there is emptied.
     pub fn create(path: &Path) -> Result<Self> {
         let file = File::create(path).map_err(Error::io(path, "cannot write the metrics"))?;
-        Ok(MetricsWriter { path: path.to_path_buf(), file })
+        Ok(MetricsWriter { path: path.to_path_buf(), file, newest: Vec::new(), times_s: (0.0, 0.0) })
     }
 
-    /// Goes on from a checkpoint of step `step`, and tells the time spent until then. What was recorded later will be
-    /// recorded again, so it is cut off; `within_epoch`: so is what that step itself recorded, a part of an epoch.
-    pub fn resume(path: &Path, step: u64, within_epoch: bool) -> Result<(Self, Spent)> {
-        let mut records = if path.exists() { read_metrics(path)? } else { Vec::new() };
-        records.retain(|r| r.step <= step);
-        let spent = records.last().map_or(Spent::default(), |r| Spent { time_s: r.time_s, train_time_s: r.train_time_s });
-        records.retain(|r| r.step < step || !within_epoch);
-        let mut writer = Self::create(&path.with_extension("jsonl.tmp"))?;
-        records.iter().try_for_each(|r| writer.write(r))?;
-        writer.sync()?;
-        std::fs::rename(&writer.path, path).map_err(Error::io(path, "cannot go on with the metrics"))?;
-        Ok((MetricsWriter { path: path.to_path_buf(), ..writer }, spent))
+    /// Goes on with the file of a run that goes on from a checkpoint at `step`: records of later steps, which will be made
+    /// again, and a last line without its end are cut off. A missing file is begun anew.
+    pub fn resume(path: &Path, step: u64) -> Result<Self> {
+        let fail = || Error::io(path, "cannot go on with the metrics");
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(fail())?;
+        let mut writer = MetricsWriter { path: path.to_path_buf(), file, newest: Vec::new(), times_s: (0.0, 0.0) };
+        let mut keep = 0;
+        for (record, end) in read_lines(path)? {
+            if record.step > step {
+                break;
+            }
+            writer.note(&record);
+            keep = end;
+        }
+        writer.file.set_len(keep).map_err(fail())?;
+        writer.file.seek(SeekFrom::Start(keep)).map_err(fail())?;
+        Ok(writer)
+    }
+
+    fn note(&mut self, record: &Record) {
+        self.newest.retain(|(step, _)| *step == record.step);
+        self.newest.push((record.step, record.split));
+        self.times_s = (record.time_s, record.train_time_s);
+    }
+
+    /// Seconds so far, by the newest record: in all, and in training steps.
+    pub fn times_s(&self) -> (f64, f64) {
+        self.times_s
     }
 
     /// Appends one record with one write.
     pub fn write(&mut self, record: &Record) -> Result<()> {
-        let numbers = [record.time_s, record.train_time_s, record.loss, record.accuracy, record.lr, record.images_per_s];
-        if numbers.iter().any(|v| !v.is_finite()) {
+        if self.newest.contains(&(record.step, record.split)) {
+            return Ok(());
+        }
+        let Record { time_s, train_time_s, loss, accuracy, lr, images_per_s, .. } = *record;
+        if [time_s, train_time_s, loss, accuracy, lr, images_per_s].iter().any(|v| !v.is_finite()) {
             return Err(Error::Failed(format!("{}: a number that is not finite in {record:?}", self.path.display())));
         }
         let mut line =
             serde_json::to_vec(record).map_err(|e| Error::Failed(format!("{}: {e}", self.path.display())))?;
         line.push(b'\n');
-        self.file.write_all(&line).map_err(Error::io(&self.path, "cannot write the metrics"))
+        self.file.write_all(&line).map_err(Error::io(&self.path, "cannot write the metrics"))?;
+        self.note(record);
+        Ok(())
     }
 
-    /// Brings the file to the disk.
+    /// Brings the file to the disk, before the checkpoint of the same step.
     pub fn sync(&mut self) -> Result<()> {
         self.file.sync_all().map_err(Error::io(&self.path, "cannot write the metrics"))
     }
@@ -101,17 +117,23 @@ impl MetricsWriter {
 
 /// All records of a file. A last line without its end, as a killed process leaves it, is left out.
 pub fn read_metrics(path: &Path) -> Result<Vec<Record>> {
+    Ok(read_lines(path)?.into_iter().map(|(record, _)| record).collect())
+}
+
+/// Records, each with the offset of the byte after its line.
+fn read_lines(path: &Path) -> Result<Vec<(Record, u64)>> {
     let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read the metrics"))?;
-    let whole = text.rfind('\n').map_or("", |at| &text[..at]);
     let mut records = Vec::new();
-    for (i, line) in whole.lines().enumerate() {
+    let mut end = 0;
+    for (i, line) in text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n')) {
+        end += line.len() as u64;
         let record: Record =
             serde_json::from_str(line).map_err(|e| Error::data(path, format!("line {}: {e}", i + 1)))?;
         if record.schema != METRICS_SCHEMA {
             let what = format!("line {}: schema {}, this engine reads {METRICS_SCHEMA}", i + 1, record.schema);
             return Err(Error::data(path, what));
         }
-        records.push(record);
+        records.push((record, end));
     }
     Ok(records)
 }
@@ -123,8 +145,8 @@ mod tests {
     fn record(step: u64) -> Record {
         Record {
             schema: METRICS_SCHEMA,
-            time_s: 0.1 + 0.2,
-            train_time_s: 0.1,
+            time_s: 0.1 + 0.2 + step as f64,
+            train_time_s: step as f64,
             step,
             epoch: step / 10 + 1,
             split: Split::Train,
@@ -143,6 +165,7 @@ mod tests {
         let mut w = MetricsWriter::create(&path).unwrap();
         let records = [record(1), Record { split: Split::Test, ..record(2) }];
         records.iter().for_each(|r| w.write(r).unwrap());
+        w.sync().unwrap();
         assert_eq!(read_metrics(&path).unwrap(), records);
         let line: serde_json::Value =
             serde_json::from_str(std::fs::read_to_string(&path).unwrap().lines().nth(1).unwrap()).unwrap();
@@ -157,23 +180,29 @@ mod tests {
     fn a_resumed_file_doubles_nothing_and_loses_nothing() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
+        let test = |step| Record { split: Split::Test, ..record(step) };
         let mut w = MetricsWriter::create(&path).unwrap();
-        let at = |step, time_s| Record { time_s, ..record(step) };
-        [at(1, 1.0), at(2, 2.0), at(3, 3.0)].iter().for_each(|r| w.write(r).unwrap());
+        assert_eq!(w.times_s(), (0.0, 0.0));
+        [record(1), record(2), test(2), record(3)].iter().for_each(|r| w.write(r).unwrap());
         drop(w);
         std::fs::OpenOptions::new().append(true).open(&path).unwrap().write_all(b"{\"schema\": 1, \"ti").unwrap();
-        let (mut w, spent) = MetricsWriter::resume(&path, 2, false).unwrap();
-        assert_eq!(spent, Spent { time_s: 2.0, train_time_s: 0.1 });
-        assert_eq!(read_metrics(&path).unwrap(), [at(1, 1.0), at(2, 2.0)], "step 3 will come again");
-        w.write(&at(3, 3.5)).unwrap();
-        drop(w);
-        let (_, spent) = MetricsWriter::resume(&path, 3, true).unwrap();
-        assert_eq!(spent.time_s, 3.5, "the time until the checkpoint counts");
-        assert_eq!(read_metrics(&path).unwrap(), [at(1, 1.0), at(2, 2.0)], "a part of an epoch is recorded whole later");
+        assert_eq!(read_metrics(&path).unwrap().len(), 4, "half a line is left out");
+        let mut w = MetricsWriter::resume(&path, 2).unwrap();
+        assert_eq!(w.times_s(), (record(2).time_s, 2.0));
+        assert_eq!(read_metrics(&path).unwrap(), [record(1), record(2), test(2)]);
+        // The checkpoint was written at the very end of an epoch, which now ends once more.
+        [record(2), test(2), record(3), record(4)].iter().for_each(|r| w.write(r).unwrap());
+        let all = [record(1), record(2), test(2), record(3), record(4)];
+        assert_eq!(read_metrics(&path).unwrap(), all);
+        let bytes = std::fs::read(&path).unwrap();
+        drop(MetricsWriter::resume(&path, 4).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), bytes);
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap(); // the end of the last line lost with the machine
+        drop(MetricsWriter::resume(&path, 4).unwrap());
+        assert_eq!(read_metrics(&path).unwrap(), all[..4]);
         std::fs::remove_file(&path).unwrap();
-        let (_, spent) = MetricsWriter::resume(&path, 3, true).unwrap();
-        assert_eq!((read_metrics(&path).unwrap(), spent), (vec![], Spent::default()));
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1, "no temporary file stays");
+        drop(MetricsWriter::resume(&path, 4).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), b"");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod summary;
 mod version;
 
 pub use machine::Machine;
-pub use metrics::{METRICS_SCHEMA, MetricsWriter, Record, Spent, read_metrics};
+pub use metrics::{METRICS_SCHEMA, MetricsWriter, Record, read_metrics};
 pub use run_dir::RunDir;
 pub use summary::{DataInfo, EpochScore, MaskInfo, Results, SUMMARY_SCHEMA, Summary};
 pub use version::Engine;
@@ -40,8 +40,9 @@ pub struct Score {
 }
 
 impl Score {
-    /// From sums over `n` images.
+    /// From sums over `n` images; zeros where there are none.
     pub fn from_sums(loss_sum: f64, correct: u64, n: u64) -> Self {
-        Score { loss: loss_sum / n as f64, accuracy: correct as f64 / n as f64, n }
+        let images = n.max(1) as f64;
+        Score { loss: loss_sum / images, accuracy: correct as f64 / images, n }
     }
 }

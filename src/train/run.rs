@@ -10,8 +10,8 @@ use crate::error::{Error, Result};
 use crate::graph::Net;
 use crate::optim::LearningRate;
 use crate::report::{
-    DataInfo, Engine, EpochScore, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter, Record, Results, RunDir, SUMMARY_SCHEMA,
-    Score, Spent, Split, Summary,
+    Engine, EpochScore, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter, Record, Results, RunDir, SUMMARY_SCHEMA,
+    Score, Split, Summary,
 };
 use crate::sparsity::{Mask, mask_hash};
 use std::path::Path;
@@ -62,20 +62,19 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
             warmup_epochs: config.warmup_epochs,
         };
         let dir = RunDir::at(&options.out);
-        let (progress, metrics, spent) = match &options.resume {
+        let (progress, metrics) = match &options.resume {
             None => {
                 net.init(&setup.graph, config.seed.init);
-                (Progress::default(), MetricsWriter::create(&dir.metrics())?, Spent::default())
+                (Progress::default(), MetricsWriter::create(&dir.metrics())?)
             }
             Some(from) => {
                 let progress = load(&mut net, setup, &RunDir::at(from).last())?;
-                let (metrics, spent) = MetricsWriter::resume(&dir.metrics(), progress.step, progress.batch > 0)?;
-                (progress, metrics, spent)
+                (progress, MetricsWriter::resume(&dir.metrics(), progress.step)?)
             }
         };
         dir.save_config(config)?;
-        let now = Instant::now();
-        let clock = Clock { started: now, before_s: spent.time_s, train_s: spent.train_time_s, saved: now };
+        let (now, (before_s, train_s)) = (Instant::now(), metrics.times_s());
+        let clock = Clock { started: now, before_s, train_s, saved: now };
         Ok(Run { setup, options, dir, make, net, rate, metrics, progress, test: None, clock })
     }
 
@@ -96,7 +95,7 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
     fn epoch(&mut self, observer: &mut dyn Observer) -> Result<f64> {
         let config = &self.setup.config;
         let steps = config.epochs * self.rate.steps_per_epoch;
-        let loader = self.setup.train_loader(self.options.threads);
+        let loader = self.setup.train_loader(self.options.threads)?;
         let (mut images, mut seconds, mut images_per_s) = (0, 0.0, 0.0);
         let mut mark = Instant::now();
         for batch in loader.epoch(self.progress.epoch, self.progress.batch as usize) {
@@ -169,7 +168,7 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
 
     fn measure(&mut self, split: Split, images: &data::Split) -> Result<Score> {
         let started = Instant::now();
-        let score = score(&mut self.net, &self.setup.eval_loader(images, self.options.threads));
+        let score = score(&mut self.net, &self.setup.eval_loader(images, self.options.threads)?);
         self.record(split, score, images.len() as f64 / started.elapsed().as_secs_f64())?;
         Ok(score)
     }
@@ -254,7 +253,7 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
         // Measured at the end of the last epoch, unless the run was stopped right there.
         let test_last = match self.test {
             Some(score) => at_end(score),
-            None => at_end(score(&mut self.net, &setup.eval_loader(&setup.data.test, self.options.threads))),
+            None => at_end(score(&mut self.net, &setup.eval_loader(&setup.data.test, self.options.threads)?)),
         };
         let mut results = Results { test_last, test_at_best_val: None, test_at_best_test: None };
         match (self.progress.best, config.selection) {
@@ -263,7 +262,7 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
             }
             (Some(best), _) => {
                 load(&mut self.net, setup, &self.dir.best())?;
-                let score = score(&mut self.net, &setup.eval_loader(&setup.data.test, self.options.threads));
+                let score = score(&mut self.net, &setup.eval_loader(&setup.data.test, self.options.threads)?);
                 results.test_at_best_val = Some(EpochScore { epoch: best.epoch, score });
             }
             (None, _) => {}

@@ -39,19 +39,20 @@ impl Setup {
         preprocess.check(data.shape.c)?;
         config.augment.check(data.shape)?;
         let density = config.target()?;
-        let masks = sparsity::draw_masks(&graph.maskable(), config.method, density, config.mask_draw, config.seed.mask)?;
+        let masks =
+            sparsity::draw_masks(&graph.maskable(), config.method, density, config.mask_draw, config.seed.mask)?;
         let config = Config { preprocess: Some(preprocess.clone()), ..config.clone() };
         Ok(Setup { config, preprocess, data, train, val, graph, density, masks })
     }
 
     /// Training batches: shuffled, augmented.
-    pub fn train_loader(&self, threads: usize) -> Loader {
+    pub fn train_loader(&self, threads: usize) -> Result<Loader> {
         let (batch, augment) = (self.config.batch_size, Some(self.config.augment));
         Loader::new(self.train.clone(), batch, self.preprocess.clone(), augment, self.config.seed.data, threads)
     }
 
     /// Evaluation batches: in file order, normalised only.
-    pub fn eval_loader(&self, split: &Split, threads: usize) -> Loader {
+    pub fn eval_loader(&self, split: &Split, threads: usize) -> Result<Loader> {
         Loader::new(split.clone(), self.config.batch_size, self.preprocess.clone(), None, 0, threads)
     }
 

@@ -17,7 +17,7 @@ mod wgrad;
 mod workers;
 
 use super::*;
-use crate::error::Error;
+use crate::error::{Error, Result};
 use layout::{Arena, View, blocks};
 use norm::{Affine, Stats};
 pub use simd::Isa;
