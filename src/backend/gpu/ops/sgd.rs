@@ -40,7 +40,7 @@ pub unsafe fn sgd_step<D: Driver>(
         return Ok(());
     }
     let n = n as u64;
-    let vectors = if (values | grads | momentum) % 16 == 0 { n / 4 } else { 0 };
+    let vectors = if (values | grads | momentum).is_multiple_of(16) { n / 4 } else { 0 };
     let args = SgdArgs {
         n,
         vectors,
