@@ -214,6 +214,7 @@ pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usiz
         }
     };
     let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
+    let batch = batch.min(images.len()).max(1);
     let masked = state.params.iter().filter(|p| p.kept.is_some());
     let mask =
         |p: &ParamState| Mask { name: p.name.clone(), shape: p.shape.clone(), density: 1.0, kept: p.kept.clone() };

@@ -52,8 +52,8 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
     pub fn new(setup: &'a Setup, options: &'a Options, make: impl Fn(Spec) -> Result<B>) -> Result<Self> {
         let config = &setup.config;
         // Now, and gone before the network is there: at the end of a long run there might be no room for both.
-        let bytes_dense = Net::new(&setup.graph, &[], config.batch_size, &make)?.backend().bytes();
-        let mut net = Net::new(&setup.graph, &setup.masks, config.batch_size, &make)?;
+        let bytes_dense = Net::new(&setup.graph, &[], setup.largest_batch(), &make)?.backend().bytes();
+        let mut net = Net::new(&setup.graph, &setup.masks, setup.largest_batch(), &make)?;
         let steps_per_epoch = setup.train.len().div_ceil(config.batch_size) as u64;
         net.check_batch(setup.train.len() - (steps_per_epoch as usize - 1) * config.batch_size)?;
         let rate = LearningRate {
