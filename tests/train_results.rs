@@ -116,18 +116,20 @@ fn files_follow_their_documentation() {
 #[test]
 fn results_are_those_of_the_checkpoints() {
     let lab = Lab::new();
-    // The rate is so high that the best epoch is not the last one.
-    let mut earlier = false;
-    for seed in 0..4 {
-        let name = format!("run{seed}");
-        run(lab.train(&name).args(["--set", "lr=1.5", "--set", "schedule.gamma=0.9", "--seed", &seed.to_string()]))
-            .ok();
-        let (s, records) = (lab.summary(&name), lab.metrics(&name));
+    // Validation labels that are all wrong: what is best by them is an early epoch, and worst on the test images. Two
+    // validation images: epochs that tie.
+    let mut train = images(TRAIN, 1);
+    train.1[TRAIN - VAL..].iter_mut().for_each(|label| *label = (*label + 1) % CLASSES as u8);
+    fs::write(lab.path("wrong.npz"), npz_of(&train, &images(TEST, 2), SIDE, SIDE)).unwrap();
+    let (mut earlier, mut tie) = (false, false);
+    for (name, more) in [("wrong", "data=wrong.npz"), ("tied", "validation=2")] {
+        run(lab.train(name).args(["--set", more])).ok();
+        let (s, records) = (lab.summary(name), lab.metrics(name));
         let best = s.results.test_at_best_val.unwrap();
         let (best_file, last_file) = (format!("{name}/best.safetensors"), format!("{name}/last.safetensors"));
         assert_eq!(eval(&lab, &[&best_file]), triple(&best.score));
         assert_eq!(eval(&lab, &[&last_file]), triple(&s.results.test_last.score));
-        assert_eq!(eval(&lab, &[&name]), triple(&s.results.test_last.score), "a directory means its last checkpoint");
+        assert_eq!(eval(&lab, &[name]), triple(&s.results.test_last.score), "a directory means its last checkpoint");
         assert_eq!(s.selected(), best);
         // Chosen by validation accuracy, the earliest of equals, and never by the test images.
         let val: Vec<_> = records.iter().filter(|r| r.split == Split::Val).collect();
@@ -137,8 +139,10 @@ fn results_are_those_of_the_checkpoints() {
         assert_eq!(eval(&lab, &[&best_file, "--split", "val"]), triple(&chosen.score()));
         assert_eq!(Checkpoint::load(&lab.path(&best_file)).unwrap().meta.progress.epoch, best.epoch);
         assert_eq!(records.iter().filter(|r| r.split == Split::Test).count(), 1, "the test images are looked at once");
+        tie |= val.iter().filter(|r| r.accuracy == top).count() > 1;
         earlier |= best.epoch < s.results.test_last.epoch && best.score != s.results.test_last.score;
     }
+    assert!(tie, "no run with two epochs of the same validation accuracy: the test shows nothing");
     assert!(earlier, "no run whose best epoch was not its last: the test shows nothing");
 
     // Without a validation split nothing is selected, and the best checkpoint is the last.

@@ -104,6 +104,22 @@ fn a_crash_goes_on_from_the_newest_checkpoint() {
     }
 }
 
+#[test]
+fn metrics_that_are_ahead_of_the_checkpoint_are_cut_back() {
+    let lab = Lab::new();
+    let config = lab.config(&[]);
+    train(&config, &lab.options("whole", 2), &mut Watch::default()).unwrap();
+    for (k, half_a_line) in [(3, ""), (STEPS_PER_EPOCH, "{\"schema\":1,\"time_s\":0.1"), (21, "{")] {
+        let run = format!("back{k}");
+        stopped(train(&config, &lab.options(&run, 2), &mut Watch::stopping_at(k)));
+        let ahead = [lab.bytes("whole/metrics.jsonl"), half_a_line.into()].concat();
+        std::fs::write(lab.path(&run).join("metrics.jsonl"), ahead).unwrap();
+        std::fs::copy(lab.path("whole/best.safetensors"), lab.path(&run).join("best.safetensors")).unwrap();
+        train(&config, &lab.resume_options(&run, 1), &mut Watch::default()).unwrap();
+        lab.assert_same_end(&run, "whole", &run);
+    }
+}
+
 /// A run that writes a checkpoint after each step.
 fn spawn_slow(lab: &Lab, out: &str, threads: &str) -> Child {
     lab.train(out).args(["--threads", threads, "--checkpoint-every", "0.000001"]).spawn().unwrap()
