@@ -232,11 +232,12 @@ fn auto_starts_goes_on_and_repeats_nothing() {
     let lab = Lab::new();
     run(lab.train("whole").args(["--threads", "1", "--resume", "auto"])).ok();
     assert_eq!(lab.summary("whole").steps, STEPS);
-    // What a run leaves that was killed before its first checkpoint is begun anew.
+    // What a run leaves that was killed before its first last.safetensors, even right before, is begun anew.
     std::fs::create_dir(lab.path("debris")).unwrap();
     std::fs::write(lab.path("debris/config.toml"), "# of an interrupted start").unwrap();
     std::fs::write(lab.path("debris/metrics.jsonl"), lab.bytes("whole/metrics.jsonl")).unwrap();
     std::fs::write(lab.path("debris/last.safetensors.tmp"), "cut off").unwrap();
+    std::fs::write(lab.path("debris/best.safetensors"), lab.bytes("whole/best.safetensors")).unwrap();
     let fresh = run(lab.train("debris").args(["--resume", "auto"])).ok();
     assert!(!fresh.out.contains("resumed"), "{fresh:?}");
     lab.assert_same_end("debris", "whole", "begun anew");

@@ -65,8 +65,8 @@ impl RunDir {
     }
 
     /// Makes the directory for a new run and makes sure that files can be written there. Whatever lies there already is
-    /// refused, unless `restart` and it is what a run leaves that was stopped before its first checkpoint. Tells whether the
-    /// directory is new.
+    /// refused, unless `restart` and it is what a run leaves that was killed before its first `last.safetensors` (the best
+    /// checkpoint is written before it). Tells whether the directory is new.
     pub fn prepare(&self, restart: bool) -> Result<bool> {
         let fail = || Error::io(&self.path, "cannot write into the output directory");
         let new = !self.path.exists();
@@ -74,7 +74,8 @@ impl RunDir {
         for entry in fs::read_dir(&self.path).map_err(fail())? {
             let name = entry.map_err(fail())?.file_name();
             let name = name.to_string_lossy();
-            let debris = matches!(&*name, "config.toml" | "metrics.jsonl") || name.ends_with(".tmp");
+            let debris =
+                matches!(&*name, "config.toml" | "metrics.jsonl" | "best.safetensors") || name.ends_with(".tmp");
             if !(restart && debris) {
                 return Err(Error::Usage(format!(
                     "{}: the output directory is not empty (it holds {name:?}); choose another --out, or go on with its \
@@ -122,8 +123,9 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("not empty (it holds \"metrics.jsonl\")"), "{error}");
         fs::write(folder.path().join("last.safetensors.tmp"), "").unwrap();
+        fs::write(run.best(), "").unwrap();
         assert!(!run.prepare(true).unwrap());
-        for name in ["last.safetensors", "best.safetensors", "summary.json", "thesis.tex"] {
+        for name in ["last.safetensors", "summary.json", "thesis.tex"] {
             let path = folder.path().join(name);
             fs::write(&path, "").unwrap();
             assert!(run.prepare(true).unwrap_err().to_string().contains(name));
