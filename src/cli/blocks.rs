@@ -7,17 +7,11 @@ use crate::sparsity::Method;
 use crate::train::{EpochInfo, StartInfo, StepInfo};
 use std::fmt::Write as _;
 
-/// Beside the bar.
+/// Beside the bar; with it within 80 columns.
 pub(super) fn step_line(p: &StepInfo) -> String {
-    format!(
-        "step {}/{}  {} images/s  loss {:.4}  accuracy {}  {} left",
-        p.step,
-        p.steps,
-        count(p.images_per_s.max(0.0).round() as u64),
-        p.loss,
-        percent(p.accuracy, 2),
-        clock(p.eta_s)
-    )
+    let rate = p.images_per_s.max(0.0).round() as u64;
+    let (accuracy, left) = (percent(p.accuracy, 1), clock(p.eta_s));
+    format!("step {}/{} {rate} img/s loss {:.3} acc {accuracy} {left} left", p.step, p.steps, p.loss)
 }
 
 /// What is known before the first step.
@@ -246,7 +240,7 @@ mod tests {
             accuracy: 0.1,
             eta_s: f64::NAN,
         };
-        assert!(step_line(&p).starts_with("step 7/126  ") && step_line(&p).ends_with("? left"), "{}", step_line(&p));
+        assert!(step_line(&p).starts_with("step 7/126 ") && step_line(&p).ends_with("? left"), "{}", step_line(&p));
     }
 
     #[test]

@@ -106,6 +106,6 @@ impl Observer for Progress {
 fn bar_style() -> ProgressStyle {
     // https://no-color.org: any non-empty value.
     let plain = std::env::var_os("NO_COLOR").is_some_and(|v| !v.is_empty());
-    let template = if plain { "{prefix} {bar:20} {wide_msg}" } else { "{prefix} {bar:20.green} {wide_msg}" };
+    let template = if plain { "{prefix} {bar:8} {wide_msg}" } else { "{prefix} {bar:8.green} {wide_msg}" };
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }

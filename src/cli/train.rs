@@ -114,6 +114,7 @@ pub(super) fn run(args: TrainArgs) -> Result<()> {
         checkpoint_every: args.checkpoint_every,
         command_line: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
     };
+    let _lock = run.lock()?;
     let done = signals::stop_flag().and_then(|stop| {
         let mut progress = Progress::new(args.quiet, stop);
         train::train(&config, &options, &mut progress).map(drop)
