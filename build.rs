@@ -57,10 +57,34 @@ fn run() -> Outcome<()> {
         }
         other => return Err(format!("SPARSE_ENGINE_CUDA is {other:?}; allowed: auto, require, off")),
     };
+    source_version();
     write(&out.join("kernels.rs"), generated(embedded.as_ref()).as_bytes())?;
     #[cfg(feature = "emu")]
     emulation()?;
     Ok(())
+}
+
+/// Tells the library which commit it is built from, and whether the source differs from it, for summaries and checkpoints.
+fn source_version() {
+    let git = |args: &[&str]| {
+        let out = Command::new("git").args(args).output().ok().filter(|o| o.status.success())?;
+        Some(String::from_utf8_lossy(&out.stdout).trim().to_string())
+    };
+    let top = git(&["rev-parse", "--show-toplevel"]).and_then(|top| fs::canonicalize(top).ok());
+    let here = env::current_dir().and_then(fs::canonicalize).ok();
+    if top.is_none() || top != here {
+        return; // unpacked from an archive, or inside somebody else's repository
+    }
+    for watched in ["src", "Cargo.toml", "Cargo.lock", "recipes", "assets"] {
+        println!("cargo::rerun-if-changed={watched}");
+    }
+    if let Some(log) = git(&["rev-parse", "--git-path", "logs/HEAD"]) {
+        println!("cargo::rerun-if-changed={log}"); // grows with each commit
+    }
+    if let (Some(commit), Some(changes)) = (git(&["rev-parse", "HEAD"]), git(&["status", "--porcelain", "-uno"])) {
+        println!("cargo::rustc-env=SPARSE_ENGINE_COMMIT={commit}");
+        println!("cargo::rustc-env=SPARSE_ENGINE_DIRTY={}", !changes.is_empty());
+    }
 }
 
 /// What the library includes: the fatbins and what compiled them.

@@ -1,5 +1,7 @@
-//! `GpuBackend` keeps the two sides in step and hands every op it has no kernel for to the host backend.
+//! `GpuBackend` keeps the two sides in step, agrees with the CPU backend byte for byte, and hands every op it has no
+//! kernel for to the host backend.
 
+use sparse_engine::backend::cpu::CpuBackend;
 use sparse_engine::backend::gpu::GpuBackend;
 use sparse_engine::backend::gpu::emu::{Emulated, Order};
 use sparse_engine::backend::{
@@ -129,6 +131,35 @@ fn a_step_updates_values_on_both_sides_and_momentum_on_the_device() {
         }
         assert_eq!(b.read_store(Store::Values), want.iter().map(|w| w.0).collect::<Vec<_>>(), "turn {turn}");
         assert_eq!(b.read_store(Store::Momentum), want.iter().map(|w| w.1).collect::<Vec<_>>(), "turn {turn}");
+    }
+}
+
+/// The decision behind the kernel's separately rounded operations.
+#[test]
+fn the_same_bytes_as_the_cpu_backend() {
+    for order in Order::BOTH {
+        for nesterov in [false, true] {
+            let stored = 40_003;
+            let spec = || Spec { batch: 1, ..Host::new(stored).spec };
+            let mut cpu = CpuBackend::new(spec(), 2).unwrap();
+            let host = CpuBackend::new(spec(), 1).unwrap();
+            let mut gpu = GpuBackend::new(Emulated::new(order).unwrap(), host).unwrap();
+            let wave = |k: f32| (0..stored).map(|i| (i as f32 * k).sin() / (1 + i % 13) as f32).collect::<Vec<_>>();
+            let step = SgdStep { lr: 0.1, momentum: 0.9, weight_decay: 5e-4, nesterov };
+            for b in [&mut cpu as &mut dyn Backend<Real = f32>, &mut gpu] {
+                b.write_store(Store::Values, &wave(0.37));
+                for turn in 0..5 {
+                    b.write_store(Store::Grads, &wave(1.1 + turn as f32));
+                    b.sgd(step);
+                }
+            }
+            for store in [Store::Values, Store::Momentum] {
+                let bits = |b: &dyn Backend<Real = f32>| b.read_store(store).iter().map(|v| v.to_bits()).collect();
+                let [want, got]: [Vec<u32>; 2] = [bits(&cpu), bits(&gpu)];
+                assert!(want.iter().any(|b| *b != 0));
+                assert_eq!(got, want, "{order:?} {nesterov} {store:?}");
+            }
+        }
     }
 }
 

@@ -81,7 +81,7 @@ fn shuffles() {
             let (ys, out) = (upload(&d, &y), d.alloc(16 * 40).unwrap());
             run(&d, "selftest_shuffles", one_block(40, 0), &[&ys, &out], &[Arg::new(&width)]).unwrap();
             let first = |t: usize| y[t / w * w + 1 % w];
-            let up = |t: usize| y[if t % w == 0 { t } else { t - 1 }];
+            let up = |t: usize| y[if t.is_multiple_of(w) { t } else { t - 1 }];
             let want: Vec<f64> = (0..40).flat_map(|t| [first(t), up(t)]).collect();
             assert_eq!(download::<f64>(&d, &out, 80), want, "{order:?} {width}");
         }

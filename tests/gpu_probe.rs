@@ -143,6 +143,27 @@ fn a_driver_must_know_the_compiler_that_made_the_kernels() {
 }
 
 #[test]
+fn each_kernel_file_is_embedded_if_any_is() {
+    let Some(version) = gpu::NVCC else {
+        assert!(gpu::FATBINS.is_empty() && gpu::ARCHS.is_empty());
+        println!("skipped: no kernels in this binary");
+        return;
+    };
+    assert!(version >= (12, 0));
+    let kernels = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels");
+    let files = std::fs::read_dir(kernels).unwrap().map(|entry| entry.unwrap().path());
+    let mut stems: Vec<_> = files
+        .filter(|path| path.extension().is_some_and(|e| e == "cu"))
+        .map(|path| path.file_stem().unwrap().to_str().unwrap().to_string())
+        .collect();
+    stems.sort();
+    assert_eq!(gpu::FATBINS.iter().map(|f| f.0).collect::<Vec<_>>(), stems);
+    for (stem, code) in gpu::FATBINS {
+        assert!(code.starts_with(&0xBA55_ED50u32.to_le_bytes()), "{stem} is no fatbin");
+    }
+}
+
+#[test]
 fn without_a_driver() {
     if !matches!(gpu::probe(), Err(Error::NoGpu(why)) if why.contains("libcuda.so.1 cannot be loaded")) {
         println!("skipped: this machine has a driver");

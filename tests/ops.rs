@@ -9,47 +9,53 @@ mod differences;
 
 use broken::{Broken, Fault};
 use common::{conv, norm, small, step};
-use sparse_engine::backend::Spec;
 use sparse_engine::backend::reference::RefBackend;
+use sparse_engine::backend::{Backend, Spec};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-// One line a backend.
-
+// A backend is added here: its suite, and the planted faults on top of it.
 #[test]
 fn reference() {
     common::suite(&RefBackend::new);
 }
 
-type Check = fn(&dyn Fn(Spec) -> Broken);
+#[test]
+fn faults_on_the_reference() {
+    planted_faults_are_found(&RefBackend::new);
+}
+
+type Check<B> = fn(&dyn Fn(Spec) -> Broken<B>);
 
 /// Each fault, the part of the suite that must find it, and how the message begins.
-const FAULTS: [(Fault, Check, &str); 19] = [
-    (Fault::WeightDropsLastImage, conv::check, "conv_backward_weight"),
-    (Fault::WeightReadsWholeBlock, conv::check, "conv_backward_weight"),
-    (Fault::OverwriteAdds, conv::check, "conv_backward_data overwrite"),
-    (Fault::AccumulateOverwrites, conv::check, "conv_backward_data accumulate"),
-    (Fault::ForwardImprecise, conv::check, "conv_forward"),
-    (Fault::BiasOnce, conv::check, "conv_forward"),
-    (Fault::RunningVarianceBiased, norm::check, "norm_forward"),
-    (Fault::InferMovesStatistics, norm::check, "norm_infer"),
-    (Fault::NormIgnoresRelu, norm::check, "norm_backward relu true"),
-    (Fault::ResidualOverwrites, norm::check, "norm_backward relu false residual true"),
-    (Fault::JoinForgetsSecond, small::join, "join_backward"),
-    (Fault::PoolScale, small::pool, "pool_backward overwrite"),
-    (Fault::NoSmoothing, small::cross_entropy, "cross_entropy smoothing 0.1"),
-    (Fault::SummedLoss, small::cross_entropy, "cross_entropy smoothing 0"),
-    (Fault::NoNesterov, small::sgd, "sgd"),
-    (Fault::DecayedGradient, small::sgd, "sgd"),
-    (Fault::ReluSwallowsNan, step::nan_is_kept, "norm_forward with NaN"),
-    (Fault::WeightReadsWholeBlock, step::earlier_batches_leave_no_trace, "a step with 5 images"),
-    (Fault::StaleCopy, step::updates_reach_the_kernels, "evaluation after a restored state"),
-];
+fn faults<B: Backend>() -> [(Fault, Check<B>, &'static str); 19] {
+    [
+        (Fault::WeightDropsLastImage, conv::check, "conv_backward_weight"),
+        (Fault::WeightReadsWholeBatch, conv::check, "conv_backward_weight"),
+        (Fault::OverwriteAdds, conv::check, "conv_backward_data overwrite"),
+        (Fault::AccumulateOverwrites, conv::check, "conv_backward_data accumulate"),
+        (Fault::ForwardImprecise, conv::check, "conv_forward"),
+        (Fault::BiasOnce, conv::check, "conv_forward"),
+        (Fault::RunningVarianceBiased, norm::check, "norm_forward"),
+        (Fault::InferMovesStatistics, norm::check, "norm_infer"),
+        (Fault::NormIgnoresRelu, norm::check, "norm_backward relu true"),
+        (Fault::ResidualOverwrites, norm::check, "norm_backward relu false residual true"),
+        (Fault::JoinForgetsSecond, small::join, "join_backward"),
+        (Fault::PoolScale, small::pool, "pool_backward overwrite"),
+        (Fault::NoSmoothing, small::cross_entropy, "cross_entropy smoothing 0.1"),
+        (Fault::SummedLoss, small::cross_entropy, "cross_entropy smoothing 0"),
+        (Fault::NoNesterov, small::sgd, "sgd"),
+        (Fault::DecayedGradient, small::sgd, "sgd"),
+        (Fault::ReluSwallowsNan, step::nan_is_kept, "norm_forward with NaN"),
+        (Fault::WeightReadsWholeBatch, step::earlier_batches_leave_no_trace, "a step with 5 images"),
+        (Fault::StaleCopy, step::updates_reach_the_kernels, "evaluation after a restored state"),
+    ]
+}
 
-#[test]
-fn planted_faults_are_found() {
-    common::suite(&|spec| Broken::new(spec, Fault::None));
-    for (fault, check, message) in FAULTS {
-        let run = || check(&|spec| Broken::new(spec, fault));
+/// Each fault on top of a good backend, at that backend's precision.
+fn planted_faults_are_found<B: Backend>(make: &dyn Fn(Spec) -> B) {
+    common::suite(&|spec| Broken::new(make(spec), Fault::None));
+    for (fault, check, message) in faults() {
+        let run = || check(&|spec| Broken::new(make(spec), fault));
         let panic = catch_unwind(AssertUnwindSafe(run)).expect_err(&format!("{fault:?} passed"));
         let literal = panic.downcast_ref::<&str>().map(ToString::to_string);
         let got = literal.or(panic.downcast_ref::<String>().cloned()).expect("a message");

@@ -13,8 +13,7 @@ use sparse_engine::sparsity::Mask;
 use std::ops::Range;
 use std::path::Path;
 
-// One line a backend.
-
+// A backend is added here, with its tolerance.
 #[test]
 fn reference_in_lockstep() {
     lockstep(|spec| Ok(RefBackend::new(spec)), Tolerance::F32);

@@ -1,6 +1,6 @@
 //! A backend with one planted fault: the suite must reject each, with a message that names the op at fault.
 
-use sparse_engine::backend::reference::RefBackend;
+use crate::common::rig::{f64s, reals};
 use sparse_engine::backend::{Backend, BatchLoss, Bytes, ConvId, Dst, NormId, SgdStep, Spec, Store, TensorId, Write};
 
 /// What is wrong.
@@ -9,8 +9,8 @@ pub enum Fault {
     None,
     /// The weight gradient leaves out the last image.
     WeightDropsLastImage,
-    /// The weight gradient takes a whole block of 16 images, whatever lies behind the last one.
-    WeightReadsWholeBlock,
+    /// The weight gradient takes all images there is room for, whatever lies behind the last one.
+    WeightReadsWholeBatch,
     /// Overwriting the data gradient adds.
     OverwriteAdds,
     /// Accumulating the data gradient overwrites.
@@ -45,15 +45,16 @@ pub enum Fault {
     StaleCopy,
 }
 
-pub struct Broken {
-    inner: RefBackend,
+/// A good backend with the fault on top.
+pub struct Broken<B: Backend> {
+    inner: B,
     fault: Fault,
-    copy: Vec<f64>,
+    copy: Vec<B::Real>,
 }
 
-impl Broken {
-    pub fn new(spec: Spec, fault: Fault) -> Broken {
-        Broken { inner: RefBackend::new(spec), fault, copy: vec![] }
+impl<B: Backend> Broken<B> {
+    pub fn new(inner: B, fault: Fault) -> Self {
+        Broken { inner, fault, copy: vec![] }
     }
 
     fn is(&self, fault: Fault) -> bool {
@@ -61,20 +62,20 @@ impl Broken {
     }
 
     fn edit(&mut self, t: TensorId, n: usize, f: impl FnMut(&mut f64)) {
-        let mut data = self.inner.read_tensor(t, n);
+        let mut data = f64s(&self.inner.read_tensor(t, n));
         data.iter_mut().for_each(f);
-        self.inner.write_tensor(t, n, &data);
+        self.inner.write_tensor(t, n, &reals(&data));
     }
 
     fn edit_store(&mut self, store: Store, f: impl FnOnce(&mut [f64])) {
-        let mut data = self.inner.read_store(store);
+        let mut data = f64s(&self.inner.read_store(store));
         f(&mut data);
-        self.inner.write_store(store, &data);
+        self.inner.write_store(store, &reals(&data));
     }
 }
 
-impl Backend for Broken {
-    type Real = f64;
+impl<B: Backend> Backend for Broken<B> {
+    type Real = B::Real;
 
     fn spec(&self) -> &Spec {
         self.inner.spec()
@@ -85,16 +86,16 @@ impl Backend for Broken {
     fn bytes(&self) -> Bytes {
         self.inner.bytes()
     }
-    fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[f64]) {
+    fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[B::Real]) {
         self.inner.write_tensor(t, n, nchw);
     }
-    fn read_tensor(&self, t: TensorId, n: usize) -> Vec<f64> {
+    fn read_tensor(&self, t: TensorId, n: usize) -> Vec<B::Real> {
         self.inner.read_tensor(t, n)
     }
-    fn read_store(&self, store: Store) -> Vec<f64> {
+    fn read_store(&self, store: Store) -> Vec<B::Real> {
         self.inner.read_store(store)
     }
-    fn write_store(&mut self, store: Store, data: &[f64]) {
+    fn write_store(&mut self, store: Store, data: &[B::Real]) {
         self.inner.write_store(store, data);
         if store == Store::Values {
             self.copy = data.to_vec();
@@ -102,19 +103,21 @@ impl Backend for Broken {
     }
 
     fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
-        let values = self.inner.read_store(Store::Values);
         if self.is(Fault::StaleCopy) {
+            let values = self.inner.read_store(Store::Values);
             self.inner.write_store(Store::Values, &self.copy);
+            self.inner.conv_forward(conv, x, y, n);
+            self.inner.write_store(Store::Values, &values);
+        } else {
+            self.inner.conv_forward(conv, x, y, n);
         }
-        self.inner.conv_forward(conv, x, y, n);
-        self.inner.write_store(Store::Values, &values);
         if self.is(Fault::ForwardImprecise) {
             self.edit(y, n, |v| *v *= 1.0 + 1e-5);
         }
         let spec = &self.inner.spec().convs[conv.0 as usize];
         if let (true, Some(bias)) = (self.is(Fault::BiasOnce), spec.bias) {
-            let bias =
-                self.inner.read_store(Store::Values)[self.inner.spec().params[bias.0 as usize].range.clone()].to_vec();
+            let range = self.inner.spec().params[bias.0 as usize].range.clone();
+            let bias = f64s(&self.inner.read_store(Store::Values)[range]);
             let pixels = (spec.geom.p() * spec.geom.q()) as usize;
             let mut i = 0;
             self.edit(y, n, |v| {
@@ -136,7 +139,7 @@ impl Backend for Broken {
     fn conv_backward_weight(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize) {
         let images = match self.fault {
             Fault::WeightDropsLastImage if n > 1 => n - 1,
-            Fault::WeightReadsWholeBlock => n.next_multiple_of(16).min(self.inner.spec().batch),
+            Fault::WeightReadsWholeBatch => self.inner.spec().batch,
             _ => n,
         };
         self.inner.conv_backward_weight(conv, x, dy, images);
@@ -151,7 +154,7 @@ impl Backend for Broken {
         y: TensorId,
         n: usize,
     ) {
-        let before = self.inner.read_store(Store::Running);
+        let before = f64s(&self.inner.read_store(Store::Running));
         self.inner.norm_forward(norm, x, residual, relu, y, n);
         if self.is(Fault::RunningVarianceBiased) {
             let spec = self.inner.spec().norms[norm.0 as usize];
@@ -228,7 +231,7 @@ impl Backend for Broken {
     }
 
     fn sgd(&mut self, step: SgdStep) {
-        let values = self.inner.read_store(Store::Values);
+        let values = f64s(&self.inner.read_store(Store::Values));
         self.inner.sgd(SgdStep { nesterov: step.nesterov && !self.is(Fault::NoNesterov), ..step });
         if self.is(Fault::DecayedGradient) {
             let decay = step.weight_decay;

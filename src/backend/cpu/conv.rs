@@ -153,6 +153,9 @@ unsafe fn strips<V: V16, const STEP: usize>(g: &Gather, nb: usize, rows: Range<u
     }
 }
 
+/// Outputs whose pixels of one tile (28 KB) wait for the next channel block.
+const OUT_BLOCK: usize = 64;
+
 /// All outputs of one tile, channel block by channel block, so that the block's pixels stay in L1.
 #[inline(always)]
 unsafe fn tile_outs<V: V16, const STEP: usize, const T: usize>(
@@ -161,38 +164,51 @@ unsafe fn tile_outs<V: V16, const STEP: usize, const T: usize>(
     dst: *mut f32,
     outs: &Range<usize>,
 ) {
+    for first in outs.clone().step_by(OUT_BLOCK) {
+        for b in 0..g.blocks {
+            for o in first..outs.end.min(first + OUT_BLOCK) {
+                // SAFETY: as the caller's.
+                unsafe { segment::<V, STEP, T>(g, src, dst.add(o * g.dst.chan), o, b) }
+            }
+        }
+    }
+}
+
+/// Adds the entries of output `o` in channel block `b` to one tile; block 0 starts it.
+#[inline(always)]
+unsafe fn segment<V: V16, const STEP: usize, const T: usize>(
+    g: &Gather,
+    src: *const f32,
+    dst: *mut f32,
+    o: usize,
+    b: usize,
+) {
     let step = if STEP == 0 { g.src_step } else { STEP };
     let (offs, values) = (g.offs.as_ptr(), g.values.as_ptr());
-    for b in 0..g.blocks {
-        for o in outs.clone() {
-            // SAFETY: segments lie inside the lists, entries and pixels inside the source block.
-            unsafe {
-                let begin = *g.starts.get_unchecked(o * g.blocks + b) as usize;
-                let end = *g.starts.get_unchecked(o * g.blocks + b + 1) as usize;
-                if begin == end && b > 0 {
-                    continue;
-                }
-                let dst = dst.add(o * g.dst.chan);
-                let mut acc = if b > 0 || g.write == Write::Accumulate {
-                    let mut old = [V::splat(0.0); T];
-                    for t in 0..T {
-                        old[t] = V::load(dst.add(t * g.dst_step));
-                    }
-                    old
-                } else {
-                    [V::splat(g.bias.map_or(0.0, |bias| *bias.get_unchecked(o))); T]
-                };
-                for e in begin..end {
-                    let v = V::splat(*values.add(e));
-                    let p = src.add(*offs.add(e) as usize);
-                    for t in 0..T {
-                        acc[t] = v.fma(V::load(p.add(t * step)), acc[t]);
-                    }
-                }
-                for t in 0..T {
-                    acc[t].store(dst.add(t * g.dst_step));
-                }
+    // SAFETY: segments lie inside the lists, entries and pixels inside the source block.
+    unsafe {
+        let begin = *g.starts.get_unchecked(o * g.blocks + b) as usize;
+        let end = *g.starts.get_unchecked(o * g.blocks + b + 1) as usize;
+        if begin == end && b > 0 {
+            return;
+        }
+        let mut acc = [V::splat(0.0); T];
+        if b > 0 || g.write == Write::Accumulate {
+            for t in 0..T {
+                acc[t] = V::load(dst.add(t * g.dst_step));
             }
+        } else if let Some(bias) = g.bias {
+            acc = [V::splat(*bias.get_unchecked(o)); T];
+        }
+        for e in begin..end {
+            let v = V::splat(*values.add(e));
+            let p = src.add(*offs.add(e) as usize);
+            for t in 0..T {
+                acc[t] = v.fma(V::load(p.add(t * step)), acc[t]);
+            }
+        }
+        for t in 0..T {
+            acc[t].store(dst.add(t * g.dst_step));
         }
     }
 }

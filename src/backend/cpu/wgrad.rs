@@ -1,8 +1,8 @@
 //! Weight gradient: one dot product a non-zero, `dw = sum over images and pixels of dy * x`.
 //!
 //! A tile of up to 7 pixels of dy stays in registers while the non-zeros of its output channel pass by; each adds its
-//! products to 8 partial sums in scratch. The images are cut into at most [`PARTS`] parts, whatever the threads; the parts'
-//! sums are added in order. Both operands are masked in the last block of a ragged batch.
+//! products to 8 partial sums in scratch. The rows of all images are cut into at most [`PARTS`] parts, whatever the
+//! threads; the parts' sums are added in order. Both operands are masked in the last block of a ragged batch.
 #![allow(clippy::needless_range_loop)] // index loops of constant length become registers
 
 use super::layout::{LANES, View, blocks, valid};
@@ -11,10 +11,17 @@ use super::structure::ConvPlan;
 use super::workers::{Shared, Workers};
 use std::ops::Range;
 
-/// Parts that the images are cut into: the parallelism that needs no second read of the images.
+/// Parts that rows of images are cut into: the parallelism that needs no second read of them.
 const PARTS: usize = 8;
-/// Entries a task keeps partial sums for (8 floats each: 128 KB, a part of L2), plus those of one output channel.
-const GROUP_ENTRIES: usize = 4096;
+/// Most sums of all parts (4 MB): large layers have output channels enough to keep all threads busy.
+const PART_SUMS: usize = 1 << 20;
+/// Entries a task keeps partial sums for (8 floats each: 256 KB, half of a small L2), plus those of one output channel.
+const GROUP_ENTRIES: usize = 8192;
+
+/// Parts for so many entries and rows of blocks.
+fn parts(entries: usize, rows: usize) -> usize {
+    (PART_SUMS / entries.max(1)).clamp(1, PARTS).min(rows)
+}
 
 /// Buffers, sized for the largest convolution.
 pub(super) struct Scratch {
@@ -32,14 +39,14 @@ impl Scratch {
             let ends: Vec<u32> = l.starts.iter().step_by(l.blocks).copied().collect();
             ends.windows(2).map(|w| (w[1] - w[0]) as usize).max().unwrap_or(0)
         };
-        let entries = plans.iter().map(|p| p.entries()).max().unwrap_or(0);
+        let part_sums = |p: &ConvPlan| match parts(p.entries(), p.geom.p() as usize * blocks(batch)) {
+            1 => 0,
+            n => n * p.entries(),
+        };
         let group = plans.iter().map(|p| (GROUP_ENTRIES + widest(p)).min(p.entries())).max().unwrap_or(0);
         let sums_each = group * 8 + LANES; // a gap, so that two workers never write one cache line
-        Scratch {
-            sums: vec![0.0; sums_each * threads],
-            sums_each,
-            parts: vec![0.0; entries * PARTS.min(blocks(batch))],
-        }
+        let parts = vec![0.0; plans.iter().map(part_sums).max().unwrap_or(0)];
+        Scratch { sums: vec![0.0; sums_each * threads], sums_each, parts }
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -73,9 +80,9 @@ pub(super) fn backward_weight(
     let l = &plan.forward;
     let d = Dots { x, dy, stride: plan.geom.stride as usize, starts: &l.starts, blocks: l.blocks, offs: &l.offs, n };
     let (entries, outs, nbs) = (plan.entries(), dy.channels(), blocks(n));
-    let parts = nbs.min(PARTS);
-    let groups = entries.div_ceil(GROUP_ENTRIES).max((3 * workers.threads()).div_ceil(parts).min(outs));
-    let groups = if parts >= workers.threads() { entries.div_ceil(GROUP_ENTRIES) } else { groups };
+    let rows = nbs * dy.rows();
+    let parts = parts(entries, rows);
+    let groups = entries.div_ceil(GROUP_ENTRIES).max(workers.threads().div_ceil(parts));
     // Group `i`: outputs from the first whose entries begin at or after the i-th share of all entries.
     let first = |i: usize| {
         let share = (entries * i / groups) as u32;
@@ -87,9 +94,9 @@ pub(super) fn backward_weight(
         if i == groups { outs } else { low }
     };
 
-    let sums = Shared::new(&mut scratch.sums);
-    let sums_each = scratch.sums_each;
-    let part_sums = Shared::new(&mut scratch.parts);
+    let dw = Shared::new(&mut grads[plan.weight.clone()]);
+    let (sums, sums_each) = (Shared::new(&mut scratch.sums), scratch.sums_each);
+    let part_sums = if parts == 1 { dw } else { Shared::new(&mut scratch.parts) };
     workers.run(parts * groups, entries * dy.pixels() * nbs, |worker, task| {
         let (part, group) = (task / groups, task % groups);
         let range = first(group)..first(group + 1);
@@ -104,23 +111,24 @@ pub(super) fn backward_weight(
         unsafe {
             let sums = sums.slice(worker * sums_each, len * 8);
             let out = part_sums.slice(part * entries + begin, len);
-            kernel(isa, &d, nbs * part / parts..nbs * (part + 1) / parts, range, sums, out);
+            kernel(isa, &d, rows * part / parts..rows * (part + 1) / parts, range, sums, out);
         }
     });
-
-    const CHUNK: usize = 1 << 14;
-    let (parts_ref, dw) = (&scratch.parts, Shared::new(&mut grads[plan.weight.clone()]));
-    workers.run(entries.div_ceil(CHUNK), entries * parts / LANES, |_, task| {
-        let at = task * CHUNK;
-        let len = CHUNK.min(entries - at);
-        // SAFETY: chunks are disjoint.
-        let out = unsafe { dw.slice(at, len) };
-        out.copy_from_slice(&parts_ref[at..at + len]);
-        for part in 1..parts {
-            let from = part * entries + at;
-            out.iter_mut().zip(&parts_ref[from..from + len]).for_each(|(o, p)| *o += p);
-        }
-    });
+    if parts > 1 {
+        const CHUNK: usize = 1 << 14;
+        let part_sums = &scratch.parts;
+        workers.run(entries.div_ceil(CHUNK), entries * parts / LANES, |_, task| {
+            let at = task * CHUNK;
+            let len = CHUNK.min(entries - at);
+            // SAFETY: chunks are disjoint.
+            let out = unsafe { dw.slice(at, len) };
+            out.copy_from_slice(&part_sums[at..at + len]);
+            for part in 1..parts {
+                let from = part * entries + at;
+                out.iter_mut().zip(&part_sums[from..from + len]).for_each(|(o, p)| *o += p);
+            }
+        });
+    }
 
     if let Some(bias) = &plan.bias {
         let db = Shared::new(&mut grads[bias.clone()]);
@@ -154,20 +162,22 @@ unsafe fn sum_channel<V: V16>(dy: View, k: usize, n: usize) -> f32 {
     total as f32
 }
 
-entry_points!(kernel = dots(d: &Dots, nbs: Range<usize>, outs: Range<usize>, sums: &mut [f32], out: &mut [f32]));
+entry_points!(kernel = dots(d: &Dots, rows: Range<usize>, outs: Range<usize>, sums: &mut [f32], out: &mut [f32]));
 
 #[inline(always)]
-unsafe fn dots<V: V16>(d: &Dots, nbs: Range<usize>, outs: Range<usize>, sums: &mut [f32], out: &mut [f32]) {
+unsafe fn dots<V: V16>(d: &Dots, rows: Range<usize>, outs: Range<usize>, sums: &mut [f32], out: &mut [f32]) {
     sums.fill(0.0);
-    for nb in nbs {
+    let each = d.dy.rows();
+    for nb in rows.start / each..rows.end.div_ceil(each) {
         let lanes = valid(d.n, nb);
+        let rows = rows.start.max(nb * each) - nb * each..rows.end.min((nb + 1) * each) - nb * each;
         // SAFETY: as the caller's.
         unsafe {
             match (d.stride, lanes == LANES) {
-                (1, true) => block::<V, 16, false>(d, nb, lanes, &outs, sums),
-                (2, true) => block::<V, 32, false>(d, nb, lanes, &outs, sums),
-                (_, true) => block::<V, 0, false>(d, nb, lanes, &outs, sums),
-                (_, false) => block::<V, 0, true>(d, nb, lanes, &outs, sums),
+                (1, true) => block::<V, 16, false>(d, nb, rows, lanes, &outs, sums),
+                (2, true) => block::<V, 32, false>(d, nb, rows, lanes, &outs, sums),
+                (_, true) => block::<V, 0, false>(d, nb, rows, lanes, &outs, sums),
+                (_, false) => block::<V, 0, true>(d, nb, rows, lanes, &outs, sums),
             }
         }
     }
@@ -176,18 +186,19 @@ unsafe fn dots<V: V16>(d: &Dots, nbs: Range<usize>, outs: Range<usize>, sums: &m
     }
 }
 
-/// One block of images: channel block by channel block, so that a tile's pixels and sums stay near.
+/// Rows of one block of images: channel block by channel block, so that a tile's pixels and sums stay near.
 #[inline(always)]
 unsafe fn block<V: V16, const STEP: usize, const MASK: bool>(
     d: &Dots,
     nb: usize,
+    rows: Range<usize>,
     lanes: usize,
     outs: &Range<usize>,
     sums: &mut [f32],
 ) {
     let tiles = d.dy.cols().div_ceil(V::TILE);
     for b in 0..d.blocks {
-        for row in 0..d.dy.rows() {
+        for row in rows.clone() {
             for tile in 0..tiles {
                 let (from, to) = (d.dy.cols() * tile / tiles, d.dy.cols() * (tile + 1) / tiles);
                 // SAFETY: inside the padded planes of x and the interior of dy.

@@ -21,7 +21,7 @@ const _: () = assert!(size_of::<SgdArgs>() == 32);
 /// Threads a block, the kernel's launch bound.
 const BLOCK: u32 = 256;
 
-/// One step over `n` stored parameters of all layers, in place: values [n], grads [n] and momentum [n] are device
+/// One step over `n` stored parameters of all layers, in place: values, grads and momentum are device
 /// addresses of f32. 128-bit accesses where all three addresses are multiples of 16. The step's factors are rounded
 /// to f32 first.
 ///
@@ -40,7 +40,7 @@ pub unsafe fn sgd_step<D: Driver>(
         return Ok(());
     }
     let n = n as u64;
-    let vectors = if (values | grads | momentum) % 16 == 0 { n / 4 } else { 0 };
+    let vectors = if (values | grads | momentum).is_multiple_of(16) { n / 4 } else { 0 };
     let args = SgdArgs {
         n,
         vectors,
