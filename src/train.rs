@@ -157,7 +157,8 @@ pub trait Observer {
 /// Data, network or masks that cannot be had; a loss that is not finite (the last checkpoint stays); a stop request
 /// ([`crate::Error::Stopped`], after a checkpoint); a folder that cannot be written.
 pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) -> Result<Summary> {
-    let threads = options.threads;
+    let threads = workers(options.threads);
+    let options = &Options { threads, ..options.clone() };
     match options.device {
         // Only the SGD step has a CUDA kernel so far: until the rest has, the CPU is the best device found.
         Device::Auto | Device::Cpu => {
@@ -173,12 +174,19 @@ pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) ->
     }
 }
 
+/// Threads asked for, or one a core: the loader takes a 0 for "none".
+fn workers(asked: usize) -> usize {
+    if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, |n| n.get()) }
+}
+
 /// Accuracy and loss of a checkpoint on one split of `data` (`None`: the data it was trained on), always with the
-/// preprocessing stored in the checkpoint. `batch`: images at a time, which changes no result beyond rounding.
+/// preprocessing stored in the checkpoint. `batch`: images at a time, which changes no result beyond rounding;
+/// `threads`: 0 for one a core.
 ///
 /// # Errors
 /// A checkpoint or data that cannot be read; images of another shape, or labels the network has no class for.
 pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usize, threads: usize) -> Result<Score> {
+    let threads = workers(threads);
     let Checkpoint { net: state, meta } = Checkpoint::load(checkpoint)?;
     let data = data::open(data.unwrap_or(&meta.config.data))?;
     if data.shape != meta.data.image || data.classes > meta.data.classes {
@@ -206,6 +214,7 @@ pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usiz
         }
     };
     let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
+    let batch = batch.min(images.len()).max(1);
     let masked = state.params.iter().filter(|p| p.kept.is_some());
     let mask =
         |p: &ParamState| Mask { name: p.name.clone(), shape: p.shape.clone(), density: 1.0, kept: p.kept.clone() };

@@ -2,8 +2,8 @@
 
 use super::setup::Setup;
 use super::{EpochInfo, Observer, Options, StartInfo, StepInfo};
-use crate::backend::{Backend, BatchLoss, SgdStep, Spec};
-use crate::checkpoint::{Best, Checkpoint, Meta, Progress, Running};
+use crate::backend::{Backend, Bytes, SgdStep, Spec};
+use crate::checkpoint::{Best, Checkpoint, Meta, NetState, Progress, Running};
 use crate::config::Selection;
 use crate::data::{self, Loader};
 use crate::error::{Error, Result};
@@ -18,11 +18,11 @@ use std::path::Path;
 use std::time::Instant;
 
 /// A run between two steps.
-pub(super) struct Run<'a, B: Backend<Real = f32>, M> {
+pub(super) struct Run<'a, B: Backend<Real = f32>> {
     setup: &'a Setup,
     options: &'a Options,
     dir: RunDir,
-    make: M,
+    bytes_dense: Bytes,
     net: Net<B>,
     rate: LearningRate,
     metrics: MetricsWriter,
@@ -47,11 +47,13 @@ impl Clock {
     }
 }
 
-impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
+impl<'a, B: Backend<Real = f32>> Run<'a, B> {
     /// Allocates the network; a fresh one, or the state of the checkpoint the run goes on from.
-    pub fn new(setup: &'a Setup, options: &'a Options, make: M) -> Result<Self> {
+    pub fn new(setup: &'a Setup, options: &'a Options, make: impl Fn(Spec) -> Result<B>) -> Result<Self> {
         let config = &setup.config;
-        let mut net = Net::new(&setup.graph, &setup.masks, config.batch_size, &make)?;
+        // Now, and gone before the network is there: at the end of a long run there might be no room for both.
+        let bytes_dense = Net::new(&setup.graph, &[], setup.largest_batch(), &make)?.backend().bytes();
+        let mut net = Net::new(&setup.graph, &setup.masks, setup.largest_batch(), &make)?;
         let steps_per_epoch = setup.train.len().div_ceil(config.batch_size) as u64;
         net.check_batch(setup.train.len() - (steps_per_epoch as usize - 1) * config.batch_size)?;
         let rate = LearningRate {
@@ -62,20 +64,22 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
             warmup_epochs: config.warmup_epochs,
         };
         let dir = RunDir::at(&options.out);
-        let (progress, metrics) = match &options.resume {
+        let progress = match &options.resume {
             None => {
                 net.init(&setup.graph, config.seed.init);
-                (Progress::default(), MetricsWriter::create(&dir.metrics())?)
+                Progress::default()
             }
-            Some(from) => {
-                let progress = load(&mut net, setup, &RunDir::at(from).last())?;
-                (progress, MetricsWriter::resume(&dir.metrics(), progress.step)?)
-            }
+            Some(from) => load(&mut net, setup, &RunDir::at(from).last())?,
         };
+        // The configuration first: where it does not fit on the disk, nothing is left behind.
         dir.save_config(config)?;
+        let metrics = match progress.step {
+            0 => MetricsWriter::create(&dir.metrics())?,
+            step => MetricsWriter::resume(&dir.metrics(), step)?,
+        };
         let (now, (before_s, train_s)) = (Instant::now(), metrics.times_s());
         let clock = Clock { started: now, before_s, train_s, saved: now };
-        Ok(Run { setup, options, dir, make, net, rate, metrics, progress, test: None, clock })
+        Ok(Run { setup, options, dir, bytes_dense, net, rate, metrics, progress, test: None, clock })
     }
 
     /// Trains to the last epoch, evaluates, and writes the summary.
@@ -101,7 +105,7 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
         for batch in loader.epoch(self.progress.epoch, self.progress.batch as usize) {
             let loss = self.net.forward_backward(&batch.images, &batch.labels, config.label_smoothing);
             if !loss.loss_sum.is_finite() {
-                return Err(self.diverged(loss));
+                return Err(self.diverged(&format!("the loss became {}", loss.loss_sum), self.progress.step + 1));
             }
             self.net.sgd(SgdStep {
                 lr: self.rate.at(self.progress.step),
@@ -122,7 +126,9 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
             let eta_s = (steps - step) as f64 * config.batch_size as f64 / images_per_s;
             observer.step(&StepInfo { epoch, epochs, step, steps, images_per_s, loss, accuracy, eta_s });
             let stop = observer.stop_requested();
-            if stop || self.options.checkpoint_every.is_some_and(|every| self.clock.saved.elapsed() >= every) {
+            let due = self.options.checkpoint_every.is_some_and(|every| self.clock.saved.elapsed() >= every);
+            // The loss tells of a diverging update a step late; until then the last good checkpoint is not replaced.
+            if stop || (due && self.net.infer(&batch.images, &batch.labels).loss_sum.is_finite()) {
                 self.record(Split::Train, self.progress.running.score(), images_per_s)?;
                 self.save(&self.dir.last())?;
             }
@@ -169,6 +175,11 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
     fn measure(&mut self, split: Split, images: &data::Split) -> Result<Score> {
         let started = Instant::now();
         let score = score(&mut self.net, &self.setup.eval_loader(images, self.options.threads)?);
+        if !score.loss.is_finite() {
+            let name = if split == Split::Val { "validation" } else { "test" };
+            let what = format!("the {name} loss became {}", score.loss);
+            return Err(self.diverged(&what, self.progress.step));
+        }
         self.record(split, score, images.len() as f64 / started.elapsed().as_secs_f64())?;
         Ok(score)
     }
@@ -189,22 +200,30 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
         })
     }
 
-    fn diverged(&self, loss: BatchLoss) -> Error {
-        let (step, epoch) = (self.progress.step, self.progress.epoch);
+    /// Why the run ends: `what` stopped being a finite number at `step`.
+    fn diverged(&self, what: &str, step: u64) -> Error {
         let kept = match self.dir.last().exists() {
             true => format!("the last good checkpoint is {}", self.dir.last().display()),
             false => "no checkpoint had been written yet".into(),
         };
+        let (epoch, lr) = ((step - 1) / self.rate.steps_per_epoch + 1, self.rate.at(step - 1));
         Error::Failed(format!(
-            "the loss became {} at step {} (epoch {}); {kept}; lower lr (now {}) or raise warmup_epochs",
-            loss.loss_sum,
-            step + 1,
-            epoch + 1,
-            self.rate.at(step)
+            "{what} at step {step} (epoch {epoch}); {kept}; lower lr ({lr:?} at that step) or raise warmup_epochs"
         ))
     }
 
+    /// The state, if it can be gone on from: a checkpoint never holds a number that is not finite.
+    fn finite_state(&self) -> Result<NetState> {
+        let state = self.net.state();
+        let params = state.params.iter().flat_map(|p| [(&p.name, &p.values), (&p.name, &p.momentum)]);
+        let norms = state.norms.iter().flat_map(|n| [(&n.name, &n.mean), (&n.name, &n.var)]);
+        let bad = params.chain(norms).find_map(|(name, v)| Some((name, v.iter().find(|v| !v.is_finite())?)));
+        let fault = bad.map(|(name, v)| self.diverged(&format!("{name} became {v}"), self.progress.step));
+        fault.map_or(Ok(state), Err)
+    }
+
     fn save(&mut self, path: &Path) -> Result<()> {
+        let net = self.finite_state()?;
         self.metrics.sync()?; // a checkpoint never knows more than the metrics
         let meta = Meta {
             engine: Engine::this(),
@@ -212,7 +231,7 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
             data: self.setup.data_info(),
             progress: self.progress,
         };
-        Checkpoint { net: self.net.state(), meta }.save(path)?;
+        Checkpoint { net, meta }.save(path)?;
         self.clock.saved = Instant::now();
         Ok(())
     }
@@ -267,10 +286,9 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
             }
             (None, _) => {}
         }
-        let dense = Net::new(&setup.graph, &[], config.batch_size, &self.make)?;
         let (flops_dense, flops_sparse) = setup.flops();
         let (maskable, nnz) = setup.weights();
-        let steps = self.progress.step;
+        let (steps, images) = (self.progress.step, config.epochs as f64 * setup.train.len() as f64);
         Ok(Summary {
             schema: SUMMARY_SCHEMA,
             engine: Engine::this(),
@@ -290,13 +308,14 @@ impl<'a, B: Backend<Real = f32>, M: Fn(Spec) -> Result<B>> Run<'a, B, M> {
             density: nnz as f64 / maskable as f64,
             flops_dense,
             flops_sparse,
-            bytes_dense: dense.backend().bytes(),
+            bytes_dense: self.bytes_dense,
             bytes_sparse: self.net.backend().bytes(),
             epochs: config.epochs,
             steps,
             train_time_s: self.clock.train_s,
             total_time_s: self.clock.elapsed_s(),
-            images_per_s: (config.epochs as f64 * setup.train.len() as f64) / self.clock.train_s,
+            // No time is known where the metrics of a finished run are gone.
+            images_per_s: if self.clock.train_s > 0.0 { images / self.clock.train_s } else { 0.0 },
             results,
         })
     }

@@ -56,6 +56,12 @@ impl Setup {
         Loader::new(split.clone(), self.config.batch_size, self.preprocess.clone(), None, 0, threads)
     }
 
+    /// Images a pass at most: a batch_size beyond the data takes no memory.
+    pub fn largest_batch(&self) -> usize {
+        let val = self.val.as_ref().map_or(0, Split::len);
+        self.config.batch_size.min(self.train.len().max(val).max(self.data.test.len()))
+    }
+
     /// What the data is, for checkpoints and the summary.
     pub fn data_info(&self) -> DataInfo {
         let d = &self.data;
