@@ -11,6 +11,7 @@ use sparse_engine::report::{Score, Split, Summary};
 use sparse_engine::train::{evaluate, train};
 use sparse_engine::{backend::cpu::CpuBackend, models, sparsity};
 use std::fs;
+use std::process::{Command, Stdio};
 use support::*;
 
 const FORMATS: &str = include_str!("../docs/formats.md");
@@ -327,6 +328,35 @@ fn what_is_printed() {
     let no_color = run(lab.train("no-color").env("NO_COLOR", "1")).ok();
     for o in [&quiet, &plain, &no_color] {
         assert!(!o.out.contains('\x1b') && !o.out.contains('\r'), "escape codes off a terminal: {o:?}");
+    }
+}
+
+/// Through `script`, which Linux has; elsewhere this says that it was skipped.
+#[test]
+#[cfg(target_os = "linux")]
+fn on_a_terminal_there_is_a_bar_and_colour_only_where_wanted() {
+    let lab = Lab::new();
+    // Colours are the sequences that end in m; the others move the cursor.
+    let colours = |text: &str| {
+        text.split("\x1b[")
+            .skip(1)
+            .any(|t| t.trim_start_matches(|c: char| c.is_ascii_digit() || c == ';').starts_with('m'))
+    };
+    for (name, no_color) in [("coloured", ""), ("plain", "1")] {
+        let (bin, config, out) = (env!("CARGO_BIN_EXE_sparse-engine"), lab.config_file(), lab.path(name));
+        let command = format!("'{bin}' train --config '{}' --out '{}'", config.display(), out.display());
+        let mut c = Command::new("script");
+        c.args(["-qec", &command, "/dev/null"]).env("TERM", "xterm").env_remove("NO_COLOR").stdin(Stdio::null());
+        if !no_color.is_empty() {
+            c.env("NO_COLOR", no_color);
+        }
+        let Ok(o) = c.output() else {
+            return eprintln!("skipped: there is no `script` to make a terminal with");
+        };
+        let text = String::from_utf8(o.stdout).unwrap();
+        assert!(o.status.success() && text.contains("step ") && text.contains("epoch 5/5"), "{text}");
+        assert!(text.contains('\r'), "no bar that is drawn over: {text:?}");
+        assert_eq!(colours(&text), no_color.is_empty(), "{name}: {text:?}");
     }
 }
 
