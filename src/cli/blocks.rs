@@ -56,7 +56,7 @@ pub(super) fn epoch_line(e: &EpochInfo) -> String {
     let width = e.epochs.to_string().len();
     let mut text = format!("epoch {:width$}/{}", e.epoch, e.epochs);
     let mut score = |name: &str, s: &Score| {
-        let _ = write!(text, "  {name} loss {:.4} accuracy {}", s.loss, percent(s.accuracy, 2));
+        let _ = write!(text, "  {name} loss {:.4} acc {}", s.loss, percent(s.accuracy, 2));
     };
     score("train", &e.train);
     if let Some(val) = &e.val {
@@ -66,7 +66,7 @@ pub(super) fn epoch_line(e: &EpochInfo) -> String {
         score("test", test);
     }
     let rate = count(e.images_per_s.max(0.0).round() as u64);
-    let _ = writeln!(text, "  lr {}  {rate} images/s  {}", short(e.lr), clock(e.elapsed_s));
+    let _ = writeln!(text, "  lr {}  {rate} img/s  {}", short(e.lr), clock(e.elapsed_s));
     text
 }
 
@@ -227,8 +227,8 @@ mod tests {
             elapsed_s: 75.0,
             images_per_s: 1420.4,
         };
-        let line = "epoch  3/20  train loss 0.5000 accuracy 50.00 %  test loss 0.5000 accuracy 86.90 %  lr 0.001  \
-                    1,420 images/s  1:15\n";
+        let line = "epoch  3/20  train loss 0.5000 acc 50.00 %  test loss 0.5000 acc 86.90 %  lr 0.001  \
+                    1,420 img/s  1:15\n";
         assert_eq!(epoch_line(&e), line);
         let p = StepInfo {
             epoch: 1,
