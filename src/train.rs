@@ -163,13 +163,13 @@ pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) ->
         // Only the SGD step has a CUDA kernel so far: until the rest has, the CPU is the best device found.
         Device::Auto | Device::Cpu => {
             let setup = Setup::new(config)?;
-            Run::new(&setup, options, |spec| CpuBackend::new(spec, threads))?.to_end(observer)
+            Run::new(&setup, options, |spec| CpuBackend::new(spec, threads))?.finish(observer)
         }
         Device::Cuda => {
             gpu::probe()?;
             let setup = Setup::new(config)?;
             let make = |spec: Spec| GpuBackend::new(Cuda::open()?, CpuBackend::new(spec, threads)?);
-            Run::new(&setup, options, make)?.to_end(observer)
+            Run::new(&setup, options, make)?.finish(observer)
         }
     }
 }

@@ -9,6 +9,12 @@ mod differences;
 
 use broken::{Broken, Fault};
 use common::{conv, norm, small, step};
+use sparse_engine::backend::cpu::{CpuBackend, Isa};
+#[cfg(feature = "emu")]
+use sparse_engine::backend::gpu::{
+    GpuBackend,
+    emu::{Emulated, Order},
+};
 use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::backend::{Backend, Spec};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,6 +23,28 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 #[test]
 fn reference() {
     common::suite(&RefBackend::new);
+}
+
+#[test]
+fn cpu() {
+    for (threads, isa) in [(1, Isa::detect()), (2, Isa::detect()), (2, Isa::Portable)] {
+        common::suite(&|spec| CpuBackend::with_isa(spec, threads, isa).unwrap());
+    }
+}
+
+#[test]
+#[cfg(feature = "emu")]
+fn emulated_gpu() {
+    for order in Order::BOTH {
+        common::suite(&|spec| {
+            GpuBackend::new(Emulated::new(order).unwrap(), CpuBackend::new(spec, 1).unwrap()).unwrap()
+        });
+    }
+}
+
+#[test]
+fn faults_on_cpu() {
+    planted_faults_are_found(&|spec| CpuBackend::new(spec, 2).unwrap());
 }
 
 #[test]

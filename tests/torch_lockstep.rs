@@ -5,6 +5,12 @@
 
 use safetensors::{Dtype, SafeTensors};
 use sparse_engine::Result;
+use sparse_engine::backend::cpu::{CpuBackend, Isa};
+#[cfg(feature = "emu")]
+use sparse_engine::backend::gpu::{
+    GpuBackend,
+    emu::{Emulated, Order},
+};
 use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::backend::{Backend, Real, SgdStep, Spec, Store};
 use sparse_engine::graph::Net;
@@ -14,6 +20,18 @@ use std::ops::Range;
 use std::path::Path;
 
 // A backend is added here, with its tolerance.
+#[test]
+fn cpu() {
+    lockstep(|spec| CpuBackend::new(spec, 2), Tolerance::F32);
+    lockstep(|spec| CpuBackend::with_isa(spec, 1, Isa::Portable), Tolerance::F32);
+}
+
+#[test]
+#[cfg(feature = "emu")]
+fn emulated_gpu() {
+    lockstep(|spec| GpuBackend::new(Emulated::new(Order::Ascending)?, CpuBackend::new(spec, 2)?), Tolerance::F32);
+}
+
 #[test]
 fn reference_in_lockstep() {
     lockstep(|spec| Ok(RefBackend::new(spec)), Tolerance::F32);

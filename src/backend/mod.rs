@@ -223,7 +223,8 @@ impl Bytes {
 }
 
 /// A device that can run one network. All tensors given to one op are distinct unless it says otherwise.
-/// `n` is the number of images, `1..=spec.batch`; images beyond `n` never influence a result.
+/// `n` is the number of images, `1..=spec.batch`; images beyond `n` never influence a result. A ReLU lets NaN through, so
+/// that a diverged network cannot keep a finite loss.
 pub trait Backend: Send {
     /// Number type exchanged with the host.
     type Real: Real;
@@ -279,7 +280,7 @@ pub trait Backend: Send {
         n: usize,
     );
 
-    /// `y = relu?(a + b?)`.
+    /// `y = relu?(a + b?)`; `a` and `b` may be one tensor.
     fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize);
     /// With dz as in `norm_backward`: `da = or += dz`, `db = or += dz`. `da` and `db` may be one tensor only if both accumulate.
     fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize);
@@ -290,7 +291,7 @@ pub trait Backend: Send {
     fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize);
 
     /// Softmax cross-entropy of logits [C,1,1] with label smoothing `s`: `(1-s)*nll + s*mean over classes of -log p`.
-    /// If `dlogits` is given, overwrites it with the gradient of the *mean* loss over the `n` images.
+    /// The loss is the same bits whether or not `dlogits` is given. If it is, overwrites it with the gradient of the *mean* loss over the `n` images.
     fn cross_entropy(
         &mut self,
         logits: TensorId,
@@ -300,6 +301,6 @@ pub trait Backend: Send {
         n: usize,
     ) -> BatchLoss;
 
-    /// One step over all stored parameters.
+    /// One step over all stored parameters; gradients stay as they are.
     fn sgd(&mut self, step: SgdStep);
 }

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 /// Version of the object that `--json` prints.
 const EVAL_SCHEMA: u32 = 1;
 
-/// Accuracy and loss of a checkpoint.
+/// Shows accuracy and loss of a checkpoint.
 ///
 /// Images are always normalised with the constants stored in the checkpoint, whatever data set they come from.
 #[derive(clap::Args)]

@@ -5,7 +5,7 @@ pub(super) fn count(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, d) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % 3 == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
             text.push(',');
         }
         text.push(d);
@@ -51,12 +51,11 @@ pub(super) fn share(part: u64, whole: u64) -> String {
 
 /// A duration: 42.1 s, 12 min 05 s, 3 h 04 min.
 pub(super) fn time(seconds: f64) -> String {
-    let whole = seconds.max(0.0).round() as u64;
-    match whole {
-        0..60 if seconds < 59.95 => format!("{:.1} s", seconds.max(0.0)),
-        0..3600 => format!("{} min {:02} s", whole / 60, whole % 60),
-        _ => format!("{} h {:02} min", whole / 3600, whole / 60 % 60),
+    if seconds < 59.95 {
+        return format!("{:.1} s", seconds.max(0.0));
     }
+    let s = seconds.round() as u64;
+    if s < 3600 { format!("{} min {:02} s", s / 60, s % 60) } else { format!("{} h {:02} min", s / 3600, s / 60 % 60) }
 }
 
 /// A duration as a clock shows it: 0:42, 12:05, 3:04:05.

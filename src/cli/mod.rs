@@ -1,5 +1,6 @@
 //! The command line, one file a subcommand: arguments -> configuration -> call. Nothing is computed here.
 
+mod blocks;
 mod eval;
 mod format;
 pub mod inspect;
@@ -29,11 +30,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train a network; with no arguments, a sparse ResNet-20 on built-in images
     Train(train::TrainArgs),
-    /// Accuracy and loss of a checkpoint
     Eval(eval::EvalArgs),
-    /// Layer by layer, what a network of some sparsity holds and costs
     Inspect(inspect::InspectArgs),
 }
 

@@ -9,12 +9,12 @@ use crate::train::{self, Device, Options};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Train a network.
+/// Trains a network; with no arguments, a sparse ResNet-20 on built-in images.
 ///
-/// With no arguments: a ResNet-20 with 90 % of its weights pruned, on Fashion-MNIST images inside this program. The
+/// That is a ResNet-20 with 90 % of its weights pruned, on Fashion-MNIST images inside this program. The
 /// configuration is a recipe, then --config, then the options here; each overrides the one before.
 ///
-/// Ctrl-C, SIGTERM or SIGUSR1 finish the step, write a checkpoint and exit with 75; a second one ends at once.
+/// Ctrl-C, SIGTERM or SIGUSR1 finish the step, write a checkpoint and end with exit code 75; a second one ends at once.
 #[derive(clap::Args)]
 #[command(after_help = after_help())]
 pub(super) struct TrainArgs {
@@ -27,13 +27,13 @@ pub(super) struct TrainArgs {
     /// One key of the configuration, such as sparsity=0.95 or schedule.kind=cosine; repeatable
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// Data set: a file or a folder (IDX, CIFAR-10, CIFAR-100, .npz); its kind is recognised
+    /// Data set: a file or a folder (IDX, CIFAR-10, CIFAR-100, .npz); its kind is recognised [default: the recipe's]
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// Epochs; milestones and warm-up scale with them
+    /// Epochs; milestones and warm-up scale with them [default: the recipe's]
     #[arg(long, value_name = "N")]
     epochs: Option<u64>,
-    /// Seed of initial values, masks and data order
+    /// Seed of initial values, masks and data order [default: the recipe's]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Where to compute
@@ -88,6 +88,9 @@ fn minutes(text: &str) -> std::result::Result<Duration, String> {
     Ok(Duration::from_secs_f64(60.0 * minutes))
 }
 
+/// Where runs go that were given no directory.
+const RUNS: &str = "runs";
+
 /// What to run, where, and from which state.
 struct Plan {
     config: Config,
@@ -111,12 +114,17 @@ pub(super) fn run(args: TrainArgs) -> Result<()> {
         checkpoint_every: args.checkpoint_every,
         command_line: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
     };
+    let _lock = run.lock()?;
     let done = signals::stop_flag().and_then(|stop| {
         let mut progress = Progress::new(args.quiet, stop);
         train::train(&config, &options, &mut progress).map(drop)
     });
     if done.is_err() && new {
-        let _ = std::fs::remove_dir(run.path()); // succeeds only where it is empty
+        // Both succeed only on what is empty.
+        let gone = std::fs::remove_dir(run.path());
+        if gone.is_ok() && args.out.is_none() {
+            let _ = std::fs::remove_dir(RUNS);
+        }
     }
     done
 }
@@ -155,7 +163,7 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
             let resolved = args.resolve()?;
             let run = match out {
                 Some(out) => RunDir::at(out),
-                None => RunDir::unused(Path::new("runs"), &resolved.run_name()),
+                None => RunDir::unused(Path::new(RUNS), &resolved.run_name()),
             };
             let new = run.prepare(false)?;
             Ok(Plan { config: resolved.config, run, resume: false, new })

@@ -124,11 +124,11 @@ fn ties(merged: &Merged, faults: &mut Faults) {
         (false, true) => fault("preprocess.std", "needs preprocess.mean beside it".into()),
         _ => {}
     }
-    if let (Some(mean), Some(std)) = (merged.numbers("preprocess.mean"), merged.numbers("preprocess.std")) {
-        if mean.is_empty() || mean.len() != std.len() {
-            let what = format!("wanted one number a channel in mean and in std, got {} and {}", mean.len(), std.len());
-            fault("preprocess.mean", what);
-        }
+    if let (Some(mean), Some(std)) = (merged.numbers("preprocess.mean"), merged.numbers("preprocess.std"))
+        && (mean.is_empty() || mean.len() != std.len())
+    {
+        let what = format!("wanted one number a channel in mean and in std, got {} and {}", mean.len(), std.len());
+        fault("preprocess.mean", what);
     }
 }
 

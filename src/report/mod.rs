@@ -14,6 +14,9 @@ pub use run_dir::RunDir;
 pub use summary::{DataInfo, EpochScore, MaskInfo, Results, SUMMARY_SCHEMA, Summary};
 pub use version::Engine;
 
+#[cfg(test)]
+pub(crate) use summary::sample;
+
 use serde::{Deserialize, Serialize};
 
 /// A part of a data set.

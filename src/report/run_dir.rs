@@ -89,6 +89,20 @@ impl RunDir {
         Ok(new)
     }
 
+    /// Keeps other processes from writing the same run while the answer is held; it goes with the process, however that
+    /// ends. A file system that knows no such locks gives `None`.
+    pub fn lock(&self) -> Result<Option<fs::File>> {
+        let Ok(folder) = fs::File::open(&self.path) else { return Ok(None) };
+        match folder.try_lock() {
+            Ok(()) => Ok(Some(folder)),
+            Err(fs::TryLockError::WouldBlock) => Err(Error::Failed(format!(
+                "{}: another process is writing this run; wait for it, or end it first",
+                self.path.display()
+            ))),
+            Err(fs::TryLockError::Error(_)) => Ok(None),
+        }
+    }
+
     /// `runs/NAME`, or `runs/NAME-2` and so on where that is taken.
     pub fn unused(runs: &Path, name: &str) -> Self {
         let counted = std::iter::once(name.to_string()).chain((2u64..).map(|i| format!("{name}-{i}")));
@@ -141,6 +155,17 @@ mod tests {
             assert_eq!(error.exit_code(), 1);
             assert!(error.to_string().contains("cannot write into the output directory"), "{error}");
         }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn one_process_writes_a_run() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = RunDir::at(folder.path()).lock().unwrap().expect("this file system has locks");
+        let error = RunDir::at(folder.path()).lock().unwrap_err();
+        assert!(error.exit_code() == 1 && error.to_string().contains("another process is writing this run"), "{error}");
+        drop(lock);
+        assert!(RunDir::at(folder.path()).lock().unwrap().is_some());
     }
 
     #[test]

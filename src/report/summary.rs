@@ -188,3 +188,111 @@ mod bytes_json {
         Ok(Bytes { values, indices, gradients, momentum, operand_copies, activations })
     }
 }
+
+/// A summary with a different number in each place.
+#[cfg(test)]
+pub(crate) fn sample() -> Summary {
+    let score = |epoch, accuracy| EpochScore { epoch, score: Score { loss: 1.0 / 3.0, accuracy, n: 2000 } };
+    let mut config = crate::config::resolve(None, None, &Default::default()).unwrap().config;
+    config.preprocess = Some(crate::data::Preprocess { mean: vec![0.1 + 0.2], std: vec![0.3] });
+    let bytes = |n: u64| Bytes {
+        values: n,
+        indices: 2 * n,
+        gradients: 3 * n,
+        momentum: 4 * n,
+        operand_copies: 5 * n,
+        activations: 6 * n,
+    };
+    Summary {
+        schema: SUMMARY_SCHEMA,
+        engine: Engine::this(),
+        command_line: vec!["sparse-engine".into(), "train".into()],
+        run: "runs/x".into(),
+        config,
+        data: DataInfo {
+            source: "builtin:fashion-mnist".into(),
+            kind: "npz".into(),
+            checksum: "ab".repeat(32),
+            image: ImageShape { c: 1, h: 28, w: 28 },
+            classes: 10,
+            train: 8000,
+            val: 0,
+            test: 2000,
+        },
+        masks: vec![MaskInfo { name: "conv.weight".into(), shape: vec![16, 1, 3, 3], nnz: 144, hash: "cd".repeat(32) }],
+        machine: Machine::this(),
+        device: "cpu avx2, 2 threads".into(),
+        threads: 2,
+        params_dense: 272_186,
+        params_sparse: 28_639,
+        maskable: 270_608,
+        nnz: 27_061,
+        density_target: 0.1,
+        density: 27_061.0 / 270_608.0,
+        flops_dense: 62_000_000,
+        flops_sparse: 10_700_000,
+        bytes_dense: bytes(1 << 20),
+        bytes_sparse: bytes(1 << 10),
+        epochs: 20,
+        steps: 1260,
+        train_time_s: 102.5,
+        total_time_s: 110.25,
+        images_per_s: 1560.0,
+        results: Results { test_last: score(20, 0.869), test_at_best_val: None, test_at_best_test: None },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_back_and_other_schemas_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("summary.json");
+        let mut s = sample();
+        s.save(&path).unwrap();
+        assert_eq!(Summary::load(&path).unwrap(), s);
+        s.results.test_at_best_val = Some(EpochScore { epoch: 17, ..s.results.test_last });
+        s.save(&path).unwrap();
+        assert_eq!(Summary::load(&path).unwrap(), s);
+        let text = std::fs::read_to_string(&path).unwrap().replace("\"schema\": 1", "\"schema\": 2");
+        std::fs::write(&path, text).unwrap();
+        let error = Summary::load(&path).unwrap_err().to_string();
+        assert!(error.ends_with("summary.json: schema 2, this engine reads 1"), "{error}");
+        std::fs::write(&path, "{}").unwrap();
+        assert!(Summary::load(&path).is_err());
+    }
+
+    #[test]
+    fn every_key_is_documented_and_no_result_is_there_unasked() {
+        let value = serde_json::to_value(sample()).unwrap();
+        let page = include_str!("../../docs/formats.md");
+        let mut keys: Vec<&String> = value.as_object().unwrap().keys().collect();
+        for part in ["engine", "data", "machine", "bytes_sparse"] {
+            keys.extend(value[part].as_object().unwrap().keys());
+        }
+        keys.extend(value["masks"][0].as_object().unwrap().keys());
+        assert!(keys.len() > 40, "{keys:?}");
+        for key in keys {
+            assert!(page.contains(&format!("`{key}`")), "{key} is not in docs/formats.md");
+        }
+        let results: Vec<_> = value["results"].as_object().unwrap().keys().collect();
+        assert_eq!(results, ["test_last"]);
+        let keys: Vec<_> = value["results"]["test_last"].as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["epoch", "loss", "accuracy", "n"]);
+        assert_eq!(value["bytes_sparse"]["total"], 21 << 10);
+        assert_eq!(value["config"]["seed"]["mask"], 0);
+    }
+
+    #[test]
+    fn the_selection_decides_which_result_counts() {
+        let mut s = sample();
+        s.results.test_at_best_val = Some(EpochScore { epoch: 17, ..s.results.test_last });
+        s.results.test_at_best_test = Some(EpochScore { epoch: 18, ..s.results.test_last });
+        for (selection, epoch) in [(Selection::Last, 20), (Selection::BestVal, 17), (Selection::BestTest, 18)] {
+            s.config.selection = selection;
+            assert_eq!(s.selected().epoch, epoch);
+        }
+    }
+}

@@ -83,7 +83,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
     }
 
     /// Trains to the last epoch, evaluates, and writes the summary.
-    pub fn to_end(mut self, observer: &mut dyn Observer) -> Result<Summary> {
+    pub fn finish(mut self, observer: &mut dyn Observer) -> Result<Summary> {
         observer.start(&self.start_info());
         while self.progress.epoch < self.setup.config.epochs {
             let images_per_s = self.epoch(observer)?;
