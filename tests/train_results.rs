@@ -313,7 +313,10 @@ fn what_is_printed() {
     let lab = Lab::new();
     let quiet = run(lab.train("quiet").arg("--quiet")).ok();
     assert_eq!(quiet.out.lines().count(), 1, "{quiet:?}");
-    assert!(quiet.out.contains("test accuracy") && quiet.out.contains("(at the best validation accuracy, epoch "), "{quiet:?}");
+    assert!(
+        quiet.out.contains("test accuracy") && quiet.out.contains("(at the best validation accuracy, epoch "),
+        "{quiet:?}"
+    );
     assert!(quiet.out.trim_end().ends_with(lab.path("quiet").to_str().unwrap()), "{quiet:?}");
 
     let plain = run(&mut lab.train("plain")).ok();
