@@ -1,6 +1,7 @@
 //! Learning-rate schedules. The SGD step itself is a backend operation ([`crate::backend::Backend::sgd`]).
 
 use crate::config::Schedule;
+use crate::error::{Error, Result};
 
 /// The learning rate of every step of a run.
 #[derive(Clone, Debug)]
@@ -18,13 +19,34 @@ pub struct LearningRate {
 }
 
 impl LearningRate {
+    /// First step after milestone `m`, in epochs.
+    fn milestone_step(&self, m: f64) -> u64 {
+        (m * self.steps_per_epoch as f64).round() as u64
+    }
+
+    /// Whether each milestone comes before the last step.
+    ///
+    /// # Errors
+    /// Names the one that would never be reached.
+    pub fn check(&self) -> Result<()> {
+        let Schedule::MultiStep { milestones, .. } = &self.schedule else { return Ok(()) };
+        let steps = self.epochs * self.steps_per_epoch;
+        match milestones.iter().find(|&&m| self.milestone_step(m) >= steps) {
+            None => Ok(()),
+            Some(m) => Err(Error::Usage(format!(
+                "schedule.milestones: milestone {m} is the end of a run of {} epochs and {steps} steps, so it would never be \
+                 reached; change epochs or schedule.milestones",
+                self.epochs
+            ))),
+        }
+    }
+
     /// Rate of step `step`, counted from 0. During a warm-up of W steps, the schedule's rate times (step + 1) / (W + 1),
     /// so that step W is the first with the full rate (the reference ramps by epochs in the same way).
     pub fn at(&self, step: u64) -> f64 {
         let base = match &self.schedule {
             Schedule::MultiStep { milestones, gamma } => {
-                let epoch = (step / self.steps_per_epoch) as f64;
-                let passed = milestones.iter().filter(|&&m| m <= epoch).count();
+                let passed = milestones.iter().filter(|&&m| self.milestone_step(m) <= step).count();
                 self.lr * gamma.powi(passed as i32)
             }
             Schedule::Cosine => {
@@ -54,6 +76,12 @@ mod tests {
         near(r.at(800), 0.01);
         near(r.at(1199), 0.01);
         near(r.at(1200), 0.001);
+        let r = rate(Schedule::MultiStep { milestones: vec![0.5], gamma: 0.1 }, 0.0);
+        near(r.at(4), 0.1);
+        near(r.at(5), 0.01);
+        assert!(r.check().is_ok());
+        let never = LearningRate { epochs: 1, ..rate(Schedule::MultiStep { milestones: vec![0.96], gamma: 0.1 }, 0.0) };
+        assert!(never.check().unwrap_err().to_string().contains("milestone 0.96"));
     }
 
     #[test]

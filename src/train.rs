@@ -51,7 +51,7 @@ pub struct Options {
 /// What is known before the first step.
 #[derive(Clone, Debug)]
 pub struct StartInfo {
-    /// Network, such as "resnet20, width 16".
+    /// Network, such as "resnet20", or "resnet20-32" where the width is not 16.
     pub model: String,
     /// Device, such as "cpu avx2, 2 threads".
     pub device: String,

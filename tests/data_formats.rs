@@ -233,7 +233,10 @@ fn builtin_images() {
 fn full_fashion_mnist_holds_the_builtin_images() {
     let folder = Path::new("/usr/share/datasets/fashion-mnist");
     if !folder.is_dir() {
-        println!("skipped: {} is not there (Debian's package dataset-fashion-mnist)", folder.display());
+        drop(std::io::Write::write_fmt(
+            &mut std::io::stderr(),
+            format_args!("skipped: {} is not there (Debian's package dataset-fashion-mnist)\n", folder.display()),
+        ));
         return;
     }
     let (full, builtin) = (opened(folder), open(BUILTIN).unwrap_or_else(|e| panic!("{e}")));

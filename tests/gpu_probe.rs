@@ -87,7 +87,7 @@ fn counterfeit() -> Option<&'static Path> {
         true
     });
     if !built {
-        println!("skipped: no C++ compiler");
+        drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: no C++ compiler\n")));
     }
     built.then_some(dir)
 }
@@ -135,7 +135,7 @@ fn each_refusal_says_why_and_what_to_do() {
 #[test]
 fn a_driver_must_know_the_compiler_that_made_the_kernels() {
     let Some((major, _)) = gpu::NVCC else {
-        println!("skipped: no kernels in this binary");
+        drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: no kernels in this binary\n")));
         return;
     };
     let older = format!("{}0{}0", major - 1, 9);
@@ -146,7 +146,7 @@ fn a_driver_must_know_the_compiler_that_made_the_kernels() {
 fn each_kernel_file_is_embedded_if_any_is() {
     let Some(version) = gpu::NVCC else {
         assert!(gpu::FATBINS.is_empty() && gpu::ARCHS.is_empty());
-        println!("skipped: no kernels in this binary");
+        drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: no kernels in this binary\n")));
         return;
     };
     assert!(version >= (12, 0));
@@ -166,7 +166,7 @@ fn each_kernel_file_is_embedded_if_any_is() {
 #[test]
 fn without_a_driver() {
     if !matches!(gpu::probe(), Err(Error::NoGpu(why)) if why.contains("libcuda.so.1 cannot be loaded")) {
-        println!("skipped: this machine has a driver");
+        drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: this machine has a driver\n")));
         return;
     }
     refused("absent", &[], &["no NVIDIA driver", "install"]);

@@ -358,7 +358,10 @@ fn on_a_terminal_there_is_a_bar_and_colour_only_where_wanted() {
             c.env("NO_COLOR", no_color);
         }
         let Ok(o) = c.output() else {
-            return eprintln!("skipped: there is no `script` to make a terminal with");
+            return drop(std::io::Write::write_fmt(
+                &mut std::io::stderr(),
+                format_args!("skipped: there is no `script` to make a terminal with\n"),
+            ));
         };
         let text = String::from_utf8(o.stdout).unwrap();
         assert!(o.status.success() && text.contains("step ") && text.contains("epoch 5/5"), "{text}");

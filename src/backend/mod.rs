@@ -211,7 +211,7 @@ pub struct Bytes {
     pub momentum: u64,
     /// Copies of values kept in another order or precision for the kernels.
     pub operand_copies: u64,
-    /// Activations and their gradients: the arena, and statistics.
+    /// Activations and their gradients (the arena), statistics, and the scratch of the kernels.
     pub activations: u64,
 }
 

@@ -1,6 +1,8 @@
 //! `sparse-engine eval`.
 
 use super::format;
+use crate::checkpoint::{Checkpoint, Meta};
+use crate::config::Selection;
 use crate::error::{Error, Result};
 use crate::report::{RunDir, Split};
 use crate::train::evaluate;
@@ -54,6 +56,17 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
         SplitArg::Train => Split::Train,
     };
     let s = evaluate(&path, args.data.as_deref(), split, args.batch_size as usize, super::threads(args.threads))?;
+    if !s.loss.is_finite() {
+        return Err(Error::Failed(format!(
+            "{}: the loss on these images is {}: the network diverged",
+            path.display(),
+            s.loss
+        )));
+    }
+    // Every figure of an epoch that was chosen by test accuracy says so.
+    let Meta { config, progress, .. } = Checkpoint::load(&path)?.meta;
+    let chosen = config.selection == Selection::BestTest && progress.best.is_some_and(|b| b.epoch == progress.epoch);
+    let selected_on_test = chosen && split == Split::Test;
     if args.json {
         let object = json!({
             "schema": EVAL_SCHEMA,
@@ -63,16 +76,18 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
             "accuracy": s.accuracy,
             "loss": s.loss,
             "n": s.n,
+            "selected_on_test": selected_on_test,
         });
         return super::print(&format!("{object}\n"));
     }
     let name = serde_json::to_value(split).map_err(|e| Error::Failed(e.to_string()))?;
     super::print(&format!(
-        "accuracy {}, loss {:.4} on {} images ({} split of {})\n",
+        "accuracy {}, loss {:.4} on {} images ({} split of {}){}\n",
         format::percent(s.accuracy, 2),
         s.loss,
         format::count(s.n),
         name.as_str().unwrap_or_default(),
         args.data.as_deref().unwrap_or("its own data"),
+        if selected_on_test { ", the epoch selected on test images" } else { "" },
     ))
 }

@@ -3,6 +3,7 @@
 use super::progress::Progress;
 use super::signals;
 use crate::config::{self, Config, Overrides, RECIPES};
+use crate::data::BUILTIN;
 use crate::error::{Error, Result};
 use crate::report::RunDir;
 use crate::train::{self, Device, Options};
@@ -175,7 +176,15 @@ impl TrainArgs {
     fn resolve(&self) -> Result<config::Resolved> {
         let overrides =
             Overrides { set: self.set.clone(), data: self.data.clone(), epochs: self.epochs, seed: self.seed };
-        config::resolve(self.recipe.as_deref(), self.config.as_deref(), &overrides)
+        let mut resolved = config::resolve(self.recipe.as_deref(), self.config.as_deref(), &overrides)?;
+        // A run is evaluated and resumed from any folder.
+        let data = &mut resolved.config.data;
+        if data != BUILTIN
+            && let Ok(path) = std::path::absolute(&*data)
+        {
+            *data = path.to_string_lossy().into_owned();
+        }
+        Ok(resolved)
     }
 
     /// A run goes on as it began.

@@ -23,7 +23,7 @@ use toml::Value;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Schedule {
-    /// `lr * gamma^(milestones passed)`, changed at the start of an epoch.
+    /// `lr * gamma^(milestones passed)`, changed at the step nearest to the milestone.
     MultiStep {
         /// Epochs, counted for `epochs` of the file it stands in; scaled with `--epochs`.
         milestones: Vec<f64>,

@@ -108,6 +108,9 @@ fn ties(merged: &Merged, faults: &mut Faults) {
     if nesterov == Some(true) && merged.number("momentum") == Some(0.0) {
         fault("nesterov", "needs a momentum above 0; set nesterov=false, or a momentum".into());
     }
+    if merged.text("selection") == Some("best-test") && merged.number("validation").is_some_and(|v| v > 0.0) {
+        fault("selection", "best-test beside a validation split: use best-val, or set validation=0".into());
+    }
     if merged.text("selection") == Some("best-val") && merged.number("validation") == Some(0.0) {
         fault("selection", "best-val needs a validation split; set validation=N, or selection=last".into());
     }
@@ -132,11 +135,11 @@ fn ties(merged: &Merged, faults: &mut Faults) {
     }
 }
 
-/// Milestones in epochs of this run: scaled from the epochs they were written for, rounded to whole epochs.
+/// Milestones in epochs of this run: scaled from the epochs they were written for. A fraction of an epoch is some step of it.
 fn milestones(merged: &Merged, faults: &mut Faults) -> Option<Vec<f64>> {
     const KEY: &str = "schedule.milestones";
     let (written, epochs, of) = (merged.numbers(KEY)?, merged.number("epochs")?, merged.epochs_of(KEY)?);
-    let scaled: Vec<f64> = written.iter().map(|m| (m * epochs / of).round()).collect();
+    let scaled: Vec<f64> = written.iter().map(|m| if of == epochs { *m } else { m * epochs / of }).collect();
     let mut before = 0.0;
     for (m, s) in written.iter().zip(&scaled) {
         let why = if *s >= epochs {

@@ -1,9 +1,8 @@
 //! The executor: runs a lowered network on a backend.
 
-use super::Graph;
 use super::lower::{Backward, Forward, Program, lower};
+use super::{Graph, NetState, NormState, ParamState};
 use crate::backend::{Backend, BatchLoss, Real, SgdStep, Spec, Store};
-use crate::checkpoint::{NetState, NormState, ParamState};
 use crate::error::{Error, Result};
 use crate::sparsity::Mask;
 

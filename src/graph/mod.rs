@@ -16,8 +16,10 @@
 mod exec;
 mod init;
 pub mod lower;
+mod state;
 
 pub use exec::Net;
+pub use state::{NetState, NormState, ParamState};
 
 use crate::error::{Error, Result};
 use crate::shape::ConvGeom;

@@ -8,10 +8,11 @@ use crate::graph::{Graph, NodeId};
 /// # Errors
 /// An unknown name, depth, width, class count, channel count or image size, with what is allowed.
 pub fn by_name(name: &str, width: usize, channels: usize, classes: usize, image_size: usize) -> Result<Graph> {
-    let depth = name.strip_prefix("resnet").and_then(|d| d.parse().ok());
+    let digits = name.strip_prefix("resnet").filter(|d| !d.starts_with(['0', '+']));
+    let depth = digits.and_then(|d| d.parse().ok());
     let Some(depth) = depth.filter(|d: &usize| *d >= 8 && d % 6 == 2 && *d <= 1202) else {
         return Err(Error::Usage(format!(
-            "unknown model \"{name}\": allowed are resnetN with N = 6D+2 from 8 to 1202 (resnet8, resnet20, resnet32, \
+            "unknown model {name:?}: allowed are resnetN with N = 6D+2 from 8 to 1202 (resnet8, resnet20, resnet32, \
              resnet44, resnet56, resnet110, ...)"
         )));
     };
@@ -105,7 +106,7 @@ mod tests {
 
     #[test]
     fn names_and_sizes_out_of_range_are_named() {
-        for name in ["resnet21", "resnet2", "vgg16", "resnet", "resnet-20", ""] {
+        for name in ["resnet21", "resnet+20", "resnet020", "resnet2", "vgg16", "resnet", "resnet-20", ""] {
             let e = by_name(name, 16, 3, 10, 32).unwrap_err();
             assert!(e.exit_code() == 2 && e.to_string().contains("resnet20"), "{e}");
         }

@@ -78,8 +78,8 @@ impl RunDir {
                 matches!(&*name, "config.toml" | "metrics.jsonl" | "best.safetensors") || name.ends_with(".tmp");
             if !(restart && debris) {
                 return Err(Error::Usage(format!(
-                    "{}: the output directory is not empty (it holds {name:?}); choose another --out, or go on with its \
-                     run by --resume {0}",
+                    "{}: the output directory is not empty (it holds {name:?}); choose another --out, or add \
+                     --resume auto to go on with its run",
                     self.path.display()
                 )));
             }

@@ -63,6 +63,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
             epochs: config.epochs,
             warmup_epochs: config.warmup_epochs,
         };
+        rate.check()?;
         let dir = RunDir::at(&options.out);
         let progress = match &options.resume {
             None => {
@@ -85,6 +86,10 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
     /// Trains to the last epoch, evaluates, and writes the summary.
     pub fn finish(mut self, observer: &mut dyn Observer) -> Result<Summary> {
         observer.start(&self.start_info());
+        if observer.stop_requested() {
+            self.save(&self.dir.last())?;
+            return Err(self.stopped());
+        }
         while self.progress.epoch < self.setup.config.epochs {
             let images_per_s = self.epoch(observer)?;
             self.close_epoch(images_per_s, observer)?;
@@ -133,8 +138,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
                 self.save(&self.dir.last())?;
             }
             if stop {
-                let (path, run) = (self.dir.last(), self.dir.path().into());
-                return Err(Error::Stopped { step: self.progress.step, path, run });
+                return Err(self.stopped());
             }
             mark = Instant::now(); // observers and checkpoints are no training
         }
@@ -170,6 +174,10 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
         let elapsed_s = self.clock.elapsed_s();
         observer.epoch(&EpochInfo { epoch, epochs, lr, train, val, test, elapsed_s, images_per_s });
         Ok(())
+    }
+
+    fn stopped(&self) -> Error {
+        Error::Stopped { step: self.progress.step, path: self.dir.last(), run: self.dir.path().into() }
     }
 
     fn measure(&mut self, split: Split, images: &data::Split) -> Result<Score> {

@@ -130,7 +130,8 @@ impl ConvPlan {
     /// Bytes of every index array.
     pub(super) fn index_bytes(&self) -> u64 {
         let words = |l: &Lists| l.starts.len() + l.offs.len();
-        4 * (words(&self.forward) + words(&self.transposed) + self.perm.len()) as u64
+        let kept = self.kept.as_ref().map_or(0, |k| k.len());
+        4 * (words(&self.forward) + words(&self.transposed) + self.perm.len() + kept) as u64
             + size_of_val(self.classes.as_slice()) as u64
     }
 
