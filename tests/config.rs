@@ -431,3 +431,9 @@ proptest! {
         let _ = Config::from_toml(&text, "any");
     }
 }
+
+#[test]
+fn test_images_are_not_selected_on_beside_a_validation_split() {
+    let both = faults(Some("validation = 10\nselection = \"best-test\"\n"), &[]);
+    assert!(both.len() == 1 && both[0].contains("best-test beside a validation split"), "{both:?}");
+}

@@ -135,7 +135,7 @@ fn configuration() {
     }
     set("sparsity=0.9999", &["layer conv.weight [4, 1, 3, 3] would keep none of its 36 weights"]);
     set("lr=nan", &["lr: wanted a number above 0"]);
-    set("epochs=1", &["milestone 3 is epoch 1 of 1", "would never be reached"]);
+    set("schedule.milestones=[3, 5]", &["milestone 5 is epoch 5 of 5", "would never be reached"]);
 }
 
 #[test]

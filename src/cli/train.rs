@@ -3,7 +3,6 @@
 use super::progress::Progress;
 use super::signals;
 use crate::config::{self, Config, Overrides, RECIPES};
-use crate::data::BUILTIN;
 use crate::error::{Error, Result};
 use crate::report::RunDir;
 use crate::train::{self, Device, Options};
@@ -179,7 +178,7 @@ impl TrainArgs {
         let mut resolved = config::resolve(self.recipe.as_deref(), self.config.as_deref(), &overrides)?;
         // A run is evaluated and resumed from any folder.
         let data = &mut resolved.config.data;
-        if data != BUILTIN
+        if !data.starts_with("builtin:")
             && let Ok(path) = std::path::absolute(&*data)
         {
             *data = path.to_string_lossy().into_owned();
