@@ -1,4 +1,5 @@
 //! Configuration: sources and their order, faults (each, and all at once), derivation, round trip.
+//! Past 400 lines in one file: the cases share one base file and the tables of faults read best side by side.
 
 use proptest::prelude::*;
 use sparse_engine::Error;

@@ -1,5 +1,6 @@
 //! `inspect`: what a network costs dense and sparse, layer by layer, without drawing a batch or training.
 
+use super::format::count;
 use crate::error::{Error, Result};
 use crate::models;
 use crate::sparsity::{Density, Draw, Method, draw_masks, layer_counts, layer_densities};
@@ -179,9 +180,8 @@ impl Report {
         text += &aligned(&rows, 2);
 
         let ratio = |sparse: u64, dense: u64| format!("{:.4}", sparse as f64 / dense as f64);
-        let line = |name: &str, dense: u64, sparse: u64| {
-            [name.to_string(), thousands(dense), thousands(sparse), ratio(sparse, dense)]
-        };
+        let line =
+            |name: &str, dense: u64, sparse: u64| [name.to_string(), count(dense), count(sparse), ratio(sparse, dense)];
         text += "\n";
         text += &aligned(
             &[
@@ -224,12 +224,12 @@ fn row(name: &str, shape: String, numbers: (usize, f64, f64, usize, u64, u64)) -
     [
         name.to_string(),
         shape,
-        thousands(size as u64),
+        count(size as u64),
         format!("{density:.6}"),
         format!("{realised:.6}"),
-        thousands(nnz as u64),
-        thousands(macs),
-        thousands(macs_sparse),
+        count(nnz as u64),
+        count(macs),
+        count(macs_sparse),
     ]
 }
 
@@ -245,19 +245,6 @@ fn aligned<const N: usize>(rows: &[[String; N]], left: usize) -> String {
             .map(|(c, (cell, width))| if c < left { format!("{cell:<width$}") } else { format!("{cell:>width$}") });
         text += cells.collect::<Vec<_>>().join("  ").trim_end();
         text.push('\n');
-    }
-    text
-}
-
-/// 1234567 as "1,234,567".
-fn thousands(v: u64) -> String {
-    let digits = v.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
     }
     text
 }
