@@ -62,6 +62,24 @@ impl ConvGeom {
     }
 }
 
+/// Widest first segment of a network: keeps every size far from overflow.
+pub const MAX_WIDTH: usize = 1024;
+
+/// Depth N of a network's name "resnetN": N = 6D+2 from 8 to 1202.
+///
+/// # Errors
+/// Says which names there are.
+pub fn resnet_depth(name: &str) -> Result<usize, String> {
+    let digits = name.strip_prefix("resnet").filter(|d| !d.starts_with(['0', '+']));
+    let depth = digits.and_then(|d| d.parse().ok()).filter(|d: &usize| (8..=1202).contains(d) && d % 6 == 2);
+    depth.ok_or_else(|| {
+        format!(
+            "unknown model {name:?}: allowed are resnetN with N = 6D+2 from 8 to 1202 (resnet8, resnet20, resnet32, \
+             resnet44, resnet56, resnet110, ...)"
+        )
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -128,7 +128,8 @@ fn folder_names_tell_method_amount_and_seeds() {
         name(&["method=uniform", "density=0.1", "seed=1", "seed.mask=2"]),
         format!("{DEFAULT_RECIPE}-uniform-d0.1-s1.2.1")
     );
-    assert_eq!(name(&["method=dense", "model=../x y"]), ".._x_y-dense-s0");
+    let hostile = faults(None, &["model=../x y"]);
+    assert!(hostile[0].contains("unknown model \"../x y\""), "{hostile:?}");
 }
 
 #[test]
@@ -437,4 +438,12 @@ proptest! {
 fn test_images_are_not_selected_on_beside_a_validation_split() {
     let both = faults(Some("validation = 10\nselection = \"best-test\"\n"), &[]);
     assert!(both.len() == 1 && both[0].contains("best-test beside a validation split"), "{both:?}");
+}
+
+#[test]
+fn the_network_is_checked_with_everything_else() {
+    let all = faults(Some("model = \"vgg16\"\nlr = -1.0\nwidth = 2000\n"), &["foo=2"]).join("\n");
+    for wanted in ["unknown model \"vgg16\": allowed are resnetN", "lr", "width", "foo"] {
+        assert!(all.contains(wanted), "no {wanted:?} in {all}");
+    }
 }

@@ -42,7 +42,7 @@ const SEED: Kind = Kind::Count { min: 0, max: i64::MAX };
 /// later arithmetic from overflowing, nothing else.
 pub(super) static KEYS: &[Key] = &[
     key("model", Kind::Text),
-    key("width", Kind::Count { min: 1, max: 65_536 }),
+    key("width", Kind::Count { min: 1, max: crate::shape::MAX_WIDTH as i64 }),
     key("data", Kind::Text),
     key("validation", Kind::Count { min: 0, max: u32::MAX as i64 }),
     key("selection", Kind::Choice(&["last", "best-val", "best-test"])),

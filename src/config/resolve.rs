@@ -2,6 +2,7 @@
 
 use super::layers::{Faults, Merged};
 use super::{Config, keys};
+use crate::shape::resnet_depth;
 use toml::{Table, Value};
 
 /// The configuration, or `None` with the reasons added to `faults`.
@@ -107,6 +108,9 @@ fn ties(merged: &Merged, faults: &mut Faults) {
     let nesterov = merged.value("nesterov").and_then(Value::as_bool);
     if nesterov == Some(true) && merged.number("momentum") == Some(0.0) {
         fault("nesterov", "needs a momentum above 0; set nesterov=false, or a momentum".into());
+    }
+    if let Some(Err(what)) = merged.text("model").map(resnet_depth) {
+        fault("model", what);
     }
     if merged.text("selection") == Some("best-test") && merged.number("validation").is_some_and(|v| v > 0.0) {
         fault("selection", "best-test beside a validation split: use best-val, or set validation=0".into());

@@ -2,20 +2,14 @@
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, NodeId};
+use crate::shape;
 
 /// Builds a network by name: "resnetN" for small images, N = 6D+2 from 8 (paper section 4, "ResNet-A-B": depth, width).
 ///
 /// # Errors
 /// An unknown name, depth, width, class count, channel count or image size, with what is allowed.
 pub fn by_name(name: &str, width: usize, channels: usize, classes: usize, image_size: usize) -> Result<Graph> {
-    let digits = name.strip_prefix("resnet").filter(|d| !d.starts_with(['0', '+']));
-    let depth = digits.and_then(|d| d.parse().ok());
-    let Some(depth) = depth.filter(|d: &usize| *d >= 8 && d % 6 == 2 && *d <= 1202) else {
-        return Err(Error::Usage(format!(
-            "unknown model {name:?}: allowed are resnetN with N = 6D+2 from 8 to 1202 (resnet8, resnet20, resnet32, \
-             resnet44, resnet56, resnet110, ...)"
-        )));
-    };
+    let depth = shape::resnet_depth(name).map_err(Error::Usage)?;
     resnet(depth, width, channels, classes, image_size)
 }
 
@@ -31,7 +25,7 @@ pub fn resnet(depth: usize, width: usize, channels: usize, classes: usize, image
         bad.then(|| format!("{what}: wanted {low} to {high}, got {v}"))
     };
     let faults: Vec<String> = [
-        range("width", width, 1, 1024),
+        range("width", width, 1, shape::MAX_WIDTH),
         range("channels", channels, 1, 64),
         range("classes", classes, 2, 100_000),
         range("image size", image_size, 4, 1024),
