@@ -4,25 +4,16 @@
 //! `elementwise.rs` and `loss.rs` are the rest of a step; `layout.rs`, `simd.rs` and `workers.rs` are the ground.
 //! All buffers are planned at construction. Every result is the same bytes for any number of threads.
 
-mod conv;
-mod elementwise;
 mod layout;
 mod loss;
-mod norm;
 mod simd;
-mod structure;
-#[cfg(test)]
-mod tests;
-mod wgrad;
 mod workers;
 
 use super::*;
 use crate::error::{Error, Result};
-use layout::{Arena, View, blocks};
-use norm::{Affine, Stats};
+use layout::{Arena, View};
 pub use simd::Isa;
-use structure::ConvPlan;
-use workers::{Shared, Workers};
+use workers::Workers;
 
 /// A network's storage and kernels on this machine's CPU.
 pub struct CpuBackend {
@@ -34,11 +25,7 @@ pub struct CpuBackend {
     grads: Vec<f32>,
     momentum: Vec<f32>,
     running: Vec<f32>,
-    convs: Vec<ConvPlan>,
-    stats: Vec<Stats>,
-    partials: Vec<[f64; 2]>,
     images: Vec<(f64, bool)>,
-    wgrad: wgrad::Scratch,
 }
 
 impl CpuBackend {
@@ -59,20 +46,14 @@ impl CpuBackend {
         }
         check(&spec)?;
         let workers = Workers::new(threads)?;
-        let convs = spec.convs.iter().map(|c| ConvPlan::new(&spec, c)).collect::<Result<Vec<_>>>()?;
-        let widest = spec.norms.iter().map(|n| n.c as usize).max().unwrap_or(0);
         Ok(CpuBackend {
             isa,
-            arena: Arena::new(&spec.slots, spec.batch)?,
+            arena: Arena::new(&spec)?,
             values: vec![0.0; spec.stored()],
             grads: vec![0.0; spec.stored()],
             momentum: vec![0.0; spec.stored()],
             running: vec![0.0; spec.running()],
-            stats: spec.norms.iter().map(|n| Stats::new(n.c as usize)).collect(),
-            partials: vec![[0.0; 2]; widest * blocks(spec.batch)],
             images: vec![(0.0, false); spec.batch],
-            wgrad: wgrad::Scratch::new(&convs, spec.batch, workers.threads()),
-            convs,
             workers,
             spec,
         })
@@ -83,18 +64,8 @@ impl CpuBackend {
         self.arena.view(&spec)
     }
 
-    fn dst(&mut self, d: Dst) -> (View, Write) {
-        (self.view(d.t), d.write)
-    }
-
     fn check_n(&self, n: usize) {
         assert!((1..=self.spec.batch).contains(&n), "{n} images, wanted 1..={}", self.spec.batch);
-    }
-
-    fn norm(&self, norm: NormId) -> (NormSpec, Affine<Range<usize>>) {
-        let spec = self.spec.norms[norm.0 as usize];
-        let range = |p: ParamId| self.spec.params[p.0 as usize].range.clone();
-        (spec, Affine { gamma: range(spec.gamma), beta: range(spec.beta) })
     }
 
     fn store(&self, store: Store) -> &Vec<f32> {
@@ -114,8 +85,8 @@ fn check(spec: &Spec) -> Result<()> {
         return fault("batch 0; wanted at least 1".into());
     }
     for (i, t) in spec.tensors.iter().enumerate() {
-        if spec.slots.get(t.slot as usize) != Some(&t.plane) {
-            return fault(format!("tensor {i} {:?} does not match its slot {}", t.plane, t.slot));
+        if t.at + t.plane.len() > spec.arena {
+            return fault(format!("tensor {i} {:?} lies at {}, beyond the arena of {}", t.plane, t.at, spec.arena));
         }
     }
     let mut at = 0;
@@ -136,7 +107,7 @@ fn check(spec: &Spec) -> Result<()> {
 
 /// Tensors of one elementwise op.
 fn assert_same(views: &[View]) {
-    assert!(views.iter().all(|v| v.same_shape(&views[0])), "tensors of different shapes in one op");
+    assert!(views.iter().all(|v| v.plane == views[0].plane), "tensors of different shapes in one op");
 }
 
 impl Backend for CpuBackend {
@@ -153,15 +124,13 @@ impl Backend for CpuBackend {
 
     fn bytes(&self) -> Bytes {
         let f32s = |v: &Vec<f32>| 4 * v.len() as u64;
-        let stats: u64 = self.stats.iter().map(|s| f32s(&s.mean) + f32s(&s.rstd)).sum();
-        let scratch = size_of_val(&self.partials[..]) + size_of_val(&self.images[..]);
         Bytes {
             values: f32s(&self.values),
-            indices: self.convs.iter().map(ConvPlan::index_bytes).sum(),
+            indices: 0,
             gradients: f32s(&self.grads),
             momentum: f32s(&self.momentum),
-            operand_copies: self.convs.iter().map(|c| f32s(&c.values_t)).sum(),
-            activations: self.arena.bytes() + stats + f32s(&self.running) + scratch as u64 + self.wgrad.bytes(),
+            operand_copies: 0,
+            activations: self.arena.bytes() + f32s(&self.running),
         }
     }
 
@@ -185,7 +154,6 @@ impl Backend for CpuBackend {
         match store {
             Store::Values => {
                 self.values.copy_from_slice(data);
-                self.convs.iter_mut().for_each(|c| c.stale = true);
             }
             Store::Grads => self.grads.copy_from_slice(data),
             Store::Momentum => self.momentum.copy_from_slice(data),
@@ -193,108 +161,44 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
-        self.check_n(n);
-        let (x, y) = (self.view(x), self.view(y));
-        let plan = &mut self.convs[conv.0 as usize];
-        plan.fit(&x, &y, structure::Reads::Input);
-        conv::forward(self.isa, &self.workers, plan, &self.values, x, y, n);
+    fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
+        todo!("{norm:?} {x:?} {n}")
     }
 
-    fn conv_backward_data(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize) {
-        self.check_n(n);
-        let (dy, (dx, write)) = (self.view(dy), self.dst(dx));
-        let plan = &mut self.convs[conv.0 as usize];
-        plan.fit(&dx, &dy, structure::Reads::OutputGradient);
-        plan.refresh(&self.workers, &self.values);
-        conv::backward_data(self.isa, &self.workers, plan, dy, dx, write, n);
+    fn norm_running(&mut self, norm: NormId) {
+        todo!("{norm:?}")
     }
 
-    fn conv_backward_weight(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize) {
-        self.check_n(n);
-        let (x, dy) = (self.view(x), self.view(dy));
-        let plan = &mut self.convs[conv.0 as usize];
-        plan.fit(&x, &dy, structure::Reads::Input);
-        wgrad::backward_weight(self.isa, &self.workers, plan, &mut self.wgrad, &mut self.grads, x, dy, n);
+    fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
+        todo!("{conv:?} {x:?} {y:?} {stats:?} {n}")
     }
 
-    fn norm_forward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        residual: Option<TensorId>,
-        relu: bool,
-        y: TensorId,
-        n: usize,
-    ) {
-        self.check_n(n);
-        let f = norm::Forward { x: self.view(x), residual: residual.map(|r| self.view(r)), relu, y: self.view(y), n };
-        let (spec, range) = self.norm(norm);
-        f.check(spec.c);
-        let affine = Affine { gamma: &self.values[range.gamma], beta: &self.values[range.beta] };
-        let stats = &mut self.stats[norm.0 as usize];
-        norm::forward(self.isa, &self.workers, &spec, affine, &mut self.running, stats, &mut self.partials, f);
+    fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
+        todo!("{conv:?} {x:?} {dy:?} {dx:?} {n}")
     }
 
-    fn norm_infer(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.check_n(n);
-        let f = norm::Forward { x: self.view(x), residual: residual.map(|r| self.view(r)), relu, y: self.view(y), n };
-        let (spec, range) = self.norm(norm);
-        f.check(spec.c);
-        let affine = Affine { gamma: &self.values[range.gamma], beta: &self.values[range.beta] };
-        norm::infer(self.isa, &self.workers, &spec, affine, &self.running, f);
+    fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
+        todo!("{a:?} {b:?} {relu} {y:?} {n}")
     }
 
-    fn norm_backward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        y: TensorId,
-        relu: bool,
-        dy: TensorId,
-        dx: Dst,
-        dres: Option<Dst>,
-        n: usize,
-    ) {
-        self.check_n(n);
-        let (dx, dres) = (self.dst(dx), dres.map(|d| self.dst(d)));
-        let b = norm::Backward { x: self.view(x), y: self.view(y), relu, dy: self.view(dy), dx, dres, n };
-        let (spec, range) = self.norm(norm);
-        b.check(spec.c);
-        let gamma = &self.values[range.gamma.clone()];
-        let grads = Shared::new(&mut self.grads);
-        // SAFETY: both ranges lie inside the store (`check`).
-        let grads = unsafe { Affine { gamma: grads.offset(range.gamma.start), beta: grads.offset(range.beta.start) } };
-        let stats = &self.stats[norm.0 as usize];
-        norm::backward(self.isa, &self.workers, gamma, stats, grads, &mut self.partials, b);
+    fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        todo!("{dy:?} {dx:?} {n}")
     }
 
-    fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.check_n(n);
-        let (a, b, y) = (self.view(a), b.map(|b| self.view(b)), self.view(y));
-        assert_same(&[a, b.unwrap_or(a), y]);
-        elementwise::join_forward(self.isa, &self.workers, a, b, relu, y, n);
+    fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
+        todo!("{x:?} {y:?} {n}")
     }
 
-    fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize) {
-        self.check_n(n);
-        let (y, dy, da, db) = (self.view(y), self.view(dy), self.dst(da), db.map(|d| self.dst(d)));
-        assert_same(&[y, dy, da.0, db.unwrap_or(da).0]);
-        elementwise::join_backward(self.isa, &self.workers, y, relu, dy, da, db, n);
+    fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        todo!("{dy:?} {dx:?} {n}")
     }
 
-    fn pool_forward(&mut self, x: TensorId, y: TensorId, n: usize) {
-        self.check_n(n);
-        let (x, y) = (self.view(x), self.view(y));
-        assert_eq!((y.channels(), y.pixels()), (x.channels(), 1), "pooled tensor's shape");
-        elementwise::pool_forward(self.isa, &self.workers, x, y, n);
+    fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
+        todo!("{pool:?} {x:?} {y:?} {n}")
     }
 
-    fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize) {
-        self.check_n(n);
-        let (dy, dx) = (self.view(dy), self.dst(dx));
-        assert_eq!((dy.channels(), dy.pixels()), (dx.0.channels(), 1), "pooled gradient's shape");
-        elementwise::pool_backward(self.isa, &self.workers, dy, dx, n);
+    fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
+        todo!("{pool:?} {x:?} {dy:?} {dx:?} {n}")
     }
 
     fn cross_entropy(
@@ -313,7 +217,6 @@ impl Backend for CpuBackend {
     }
 
     fn sgd(&mut self, step: SgdStep) {
-        elementwise::sgd(&self.workers, step, &mut self.values, &self.grads, &mut self.momentum);
-        self.convs.iter_mut().for_each(|c| c.stale = true);
+        todo!("{step:?}")
     }
 }

@@ -4,29 +4,24 @@
 //! It panics on a malformed [`Spec`] or call, one op's tensors sharing a slot for instance, which would pass unseen here and
 //! not on a faster backend: those are bugs of the caller, never user input.
 
-mod conv;
-mod norm;
-
-use super::{Backend, BatchLoss, Bytes, ConvId, Dst, NormId, ParamId, Plane, SgdStep, Spec, Store, TensorId, Write};
-use norm::Stats;
+use super::{
+    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, NormId, ParamId, Plane, PoolId, SgdStep, Spec, Store,
+    TensorId, Write,
+};
 
 /// The reference backend. Storage of tensor `t` is slot `t.slot`: `batch` images of `c*h*w` numbers, no halo.
 pub struct RefBackend {
     spec: Spec,
-    slots: Vec<Vec<f64>>,
+    arena: Vec<f64>,
     values: Vec<f64>,
     grads: Vec<f64>,
     momentum: Vec<f64>,
     running: Vec<f64>,
-    stats: Vec<Stats>,
 }
 
 impl RefBackend {
     /// Allocates for `spec`, everything zero (running variances too: the host writes the initial state).
     pub fn new(spec: Spec) -> RefBackend {
-        for (i, t) in spec.tensors.iter().enumerate() {
-            assert_eq!(t.plane, spec.slots[t.slot as usize], "tensor {i} must have the plane of its slot {}", t.slot);
-        }
         let mut end = 0;
         for (i, p) in spec.params.iter().enumerate() {
             let size: usize = p.shape.iter().product();
@@ -38,14 +33,12 @@ impl RefBackend {
             }
             end = p.range.end;
         }
-        let stats = |c: u32| Stats { mean: vec![f64::NAN; c as usize], rstd: vec![f64::NAN; c as usize] };
         RefBackend {
-            slots: spec.slots.iter().map(|&p| vec![0.0; spec.batch * image(p)]).collect(),
+            arena: vec![0.0; spec.batch * spec.arena],
             values: vec![0.0; spec.stored()],
             grads: vec![0.0; spec.stored()],
             momentum: vec![0.0; spec.stored()],
             running: vec![0.0; spec.running()],
-            stats: spec.norms.iter().map(|n| stats(n.c)).collect(),
             spec,
         }
     }
@@ -58,27 +51,18 @@ impl RefBackend {
     fn load(&self, t: TensorId, n: usize) -> Vec<f64> {
         assert!((1..=self.spec.batch).contains(&n), "{n} images, wanted 1 to {}", self.spec.batch);
         let t = self.spec.tensors[t.0 as usize];
-        self.slots[t.slot as usize][..n * image(t.plane)].to_vec()
+        self.arena[self.spec.batch * t.at..][..n * image(t.plane)].to_vec()
     }
 
-    fn store(&mut self, dst: Dst, data: &[f64]) {
-        let t = self.spec.tensors[dst.t.0 as usize];
-        assert_eq!(data.len() % image(t.plane), 0, "tensor {} holds {:?}", dst.t.0, t.plane);
-        let slot = &mut self.slots[t.slot as usize][..data.len()];
-        for (old, new) in slot.iter_mut().zip(data) {
-            *old = match dst.write {
+    fn store(&mut self, t: TensorId, write: Write, data: &[f64]) {
+        let t = self.spec.tensors[t.0 as usize];
+        assert_eq!(data.len() % image(t.plane), 0, "tensor holds {:?}", t.plane);
+        let place = &mut self.arena[self.spec.batch * t.at..][..data.len()];
+        for (old, new) in place.iter_mut().zip(data) {
+            *old = match write {
                 Write::Overwrite => *new,
                 Write::Accumulate => *old + *new,
             };
-        }
-    }
-
-    /// What an op writes must not lie in the slot of anything else that it reads or writes.
-    fn no_overlap(&self, reads: &[TensorId], writes: &[TensorId]) {
-        let slot = |t: &TensorId| self.spec.tensors[t.0 as usize].slot;
-        for (i, w) in writes.iter().enumerate() {
-            let overlap = reads.iter().chain(&writes[..i]).find(|t| slot(t) == slot(w));
-            assert!(overlap.is_none(), "tensors {w:?} and {overlap:?} of one op share slot {}", slot(w));
         }
     }
 
@@ -98,10 +82,6 @@ fn image(p: Plane) -> usize {
 /// The channel of element `i` of an N,C,H,W tensor.
 fn channel(p: Plane, i: usize) -> usize {
     i / (p.h * p.w) as usize % p.c as usize
-}
-
-fn over(t: TensorId) -> Dst {
-    Dst { t, write: Write::Overwrite }
 }
 
 /// ReLU that lets NaN through, as PyTorch's: a diverged network must show in the loss.
@@ -128,21 +108,19 @@ impl Backend for RefBackend {
     fn bytes(&self) -> Bytes {
         let stored = 8 * self.spec.stored() as u64;
         let kept: usize = self.spec.params.iter().flat_map(|p| &p.kept).map(|k| k.len()).sum();
-        let stats: usize = self.stats.iter().map(|s| 2 * s.mean.len()).sum();
-        let arena: usize = self.slots.iter().map(Vec::len).sum();
         Bytes {
             values: stored,
             indices: 4 * kept as u64,
             gradients: stored,
             momentum: stored,
             operand_copies: 0,
-            activations: 8 * (arena + stats + self.running.len()) as u64,
+            activations: 8 * (self.arena.len() + self.running.len()) as u64,
         }
     }
 
     fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[f64]) {
         assert_eq!(nchw.len(), n * image(self.plane(t)), "tensor {}: numbers for {n} images", t.0);
-        self.store(over(t), nchw);
+        self.store(t, Write::Overwrite, nchw);
     }
 
     fn read_tensor(&self, t: TensorId, n: usize) -> Vec<f64> {
@@ -167,93 +145,44 @@ impl Backend for RefBackend {
         }
     }
 
-    fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
-        self.no_overlap(&[x], &[y]);
-        self.conv_y(conv, x, y, n);
+    fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
+        todo!("{norm:?} {x:?} {n}")
     }
 
-    fn conv_backward_data(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize) {
-        self.no_overlap(&[dy], &[dx.t]);
-        self.conv_dx(conv, dy, dx, n);
+    fn norm_running(&mut self, norm: NormId) {
+        todo!("{norm:?}")
     }
 
-    fn conv_backward_weight(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize) {
-        self.conv_dw(conv, x, dy, n);
+    fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
+        todo!("{conv:?} {x:?} {y:?} {stats:?} {n}")
     }
 
-    fn norm_forward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        residual: Option<TensorId>,
-        relu: bool,
-        y: TensorId,
-        n: usize,
-    ) {
-        self.no_overlap(&[x, residual.unwrap_or(x)], &[y]);
-        self.norm_train(norm, x, residual, relu, y, n);
+    fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
+        todo!("{conv:?} {x:?} {dy:?} {dx:?} {n}")
     }
 
-    fn norm_infer(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.no_overlap(&[x, residual.unwrap_or(x)], &[y]);
-        self.norm_eval(norm, x, residual, relu, y, n);
+    fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
+        todo!("{a:?} {b:?} {relu} {y:?} {n}")
     }
 
-    fn norm_backward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        y: TensorId,
-        relu: bool,
-        dy: TensorId,
-        dx: Dst,
-        dres: Option<Dst>,
-        n: usize,
-    ) {
-        let writes: Vec<TensorId> = std::iter::once(dx).chain(dres).map(|d| d.t).collect();
-        self.no_overlap(&[x, y, dy], &writes);
-        self.norm_grad(norm, x, y, relu, dy, dx, dres, n);
+    fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        todo!("{dy:?} {dx:?} {n}")
     }
 
-    fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.no_overlap(&[a, b.unwrap_or(a)], &[y]);
-        let mut out = self.load(a, n);
-        if let Some(b) = b {
-            out.iter_mut().zip(self.load(b, n)).for_each(|(o, b)| *o += b);
-        }
-        if relu {
-            out.iter_mut().for_each(|v| *v = rectify(*v));
-        }
-        self.store(over(y), &out);
+    fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
+        todo!("{x:?} {y:?} {n}")
     }
 
-    fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize) {
-        let both_add = da.write == Write::Accumulate && db.is_some_and(|d| d.write == Write::Accumulate);
-        let second = db.filter(|d| !(both_add && d.t == da.t)); // one destination twice: only if both accumulate
-        let writes: Vec<TensorId> = std::iter::once(da).chain(second).map(|d| d.t).collect();
-        self.no_overlap(&[y, dy], &writes);
-        let dz = through_relu(relu, &self.load(y, n), self.load(dy, n));
-        self.store(da, &dz);
-        if let Some(db) = db {
-            self.store(db, &dz);
-        }
+    fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        todo!("{dy:?} {dx:?} {n}")
     }
 
-    fn pool_forward(&mut self, x: TensorId, y: TensorId, n: usize) {
-        self.no_overlap(&[x], &[y]);
-        let p = self.plane(x);
-        let pixels = (p.h * p.w) as usize;
-        let out: Vec<f64> = self.load(x, n).chunks(pixels).map(|c| c.iter().sum::<f64>() / pixels as f64).collect();
-        self.store(over(y), &out);
+    fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
+        todo!("{pool:?} {x:?} {y:?} {n}")
     }
 
-    fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize) {
-        self.no_overlap(&[dy], &[dx.t]);
-        let p = self.plane(dx.t);
-        let pixels = (p.h * p.w) as usize;
-        let out: Vec<f64> =
-            self.load(dy, n).iter().flat_map(|d| std::iter::repeat_n(d / pixels as f64, pixels)).collect();
-        self.store(dx, &out);
+    fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
+        todo!("{pool:?} {x:?} {dy:?} {dx:?} {n}")
     }
 
     fn cross_entropy(
@@ -264,7 +193,6 @@ impl Backend for RefBackend {
         dlogits: Option<TensorId>,
         n: usize,
     ) -> BatchLoss {
-        self.no_overlap(&[logits], dlogits.as_slice());
         assert_eq!(labels.len(), n, "one label an image");
         let classes = image(self.plane(logits));
         let mut result = BatchLoss::default();
@@ -287,7 +215,7 @@ impl Backend for RefBackend {
             }
         }
         if let Some(dlogits) = dlogits {
-            self.store(over(dlogits), &grad);
+            self.store(dlogits, Write::Overwrite, &grad);
         }
         result
     }
