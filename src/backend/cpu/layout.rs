@@ -3,7 +3,7 @@
 //!
 //! Lanes of images beyond `n` hold anything: lanes never mix except in reductions, and every reduction masks them.
 
-use super::workers::Workers;
+use super::workers::{Shared, Workers};
 use crate::backend::{Plane, Spec, TensorSpec};
 use crate::error::{Error, Result};
 
@@ -23,6 +23,7 @@ pub(super) fn valid(n: usize, nb: usize) -> usize {
 /// One zeroed anonymous mapping (page-aligned, in huge pages where the system agrees) that holds every tensor.
 pub(super) struct Arena {
     map: memmap2::MmapMut,
+    base: Shared<f32>,
     blocks: usize,
 }
 
@@ -40,12 +41,13 @@ impl Arena {
             )));
         }
         let bytes = spec.arena.checked_mul(blocks(batch)).and_then(|v| v.checked_mul(LANES * 4)).ok_or_else(too_big)?;
-        let map = memmap2::MmapMut::map_anon(bytes.max(1)).map_err(|e| {
+        let mut map = memmap2::MmapMut::map_anon(bytes.max(1)).map_err(|e| {
             Error::Failed(format!("cpu backend: no {bytes} bytes for activations of {batch} images: {e}; lower batch"))
         })?;
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage); // a hint; without it only the page size differs
-        Ok(Arena { map, blocks: blocks(batch) })
+        let base = Shared::from_ptr(map.as_mut_ptr().cast());
+        Ok(Arena { map, base, blocks: blocks(batch) })
     }
 
     /// Bytes held.
@@ -54,14 +56,9 @@ impl Arena {
     }
 
     /// The tensor's place. Views of one arena may be used by several tasks as [`View`] says.
-    pub(super) fn view(&mut self, t: &TensorSpec) -> View {
-        View::new(self.map.as_mut_ptr().cast::<f32>().wrapping_add(t.at * self.blocks * LANES), t.plane)
-    }
-
-    /// For reading.
-    pub(super) fn view_ref(&self, t: &TensorSpec) -> View {
-        let base = self.map.as_ptr().cast::<f32>().cast_mut();
-        View::new(base.wrapping_add(t.at * self.blocks * LANES), t.plane)
+    pub(super) fn view(&self, t: &TensorSpec) -> View {
+        // SAFETY: the spec was checked: every tensor lies inside the arena.
+        View::new(unsafe { self.base.at(t.at * self.blocks * LANES) }, t.plane)
     }
 }
 

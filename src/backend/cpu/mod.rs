@@ -1,18 +1,33 @@
-//! The CPU backend: f32, blocks of 16 images side by side, zero halos, sparse kernels for any mask.
+//! The CPU backend: f32, blocks of 16 images side by side, sparse kernels for any mask.
 //!
-//! `conv.rs` (forward, data gradient) and `wgrad.rs` walk the entry lists of `structure.rs`; `norm.rs`,
-//! `elementwise.rs` and `loss.rs` are the rest of a step; `layout.rs`, `simd.rs` and `workers.rs` are the ground.
+//! `conv.rs` cuts planes into patches, fills them (`source.rs`), runs the kernels (`gather.rs`, `dots.rs`) over the entry
+//! lists of `structure.rs`, and works on what they made while it is near (`epilogue.rs`); `norm.rs`, `elementwise.rs`,
+//! `maxpool.rs` and `loss.rs` are the rest of a step; `layout.rs`, `simd.rs` and `workers.rs` are the ground.
 //! All buffers are planned at construction. Every result is the same bytes for any number of threads.
 
+mod conv;
+mod dots;
+mod elementwise;
+mod epilogue;
+mod gather;
 mod layout;
 mod loss;
+mod maxpool;
+mod norm;
 mod simd;
+mod source;
+mod structure;
 mod workers;
 
 use super::*;
 use crate::error::{Error, Result};
-use layout::{Arena, View};
+use conv::{Ctx, DataGrad, Scratch};
+use epilogue::{Finisher, chan};
+use layout::{Arena, View, blocks};
+use norm::Coefs;
 pub use simd::Isa;
+use source::{Kind, Source};
+use structure::ConvPlan;
 use workers::Workers;
 
 /// A network's storage and kernels on this machine's CPU.
@@ -25,6 +40,9 @@ pub struct CpuBackend {
     grads: Vec<f32>,
     momentum: Vec<f32>,
     running: Vec<f32>,
+    convs: Vec<ConvPlan>,
+    norms: Vec<Coefs>,
+    scratch: Scratch,
     images: Vec<(f64, bool)>,
 }
 
@@ -46,6 +64,8 @@ impl CpuBackend {
         }
         check(&spec)?;
         let workers = Workers::new(threads)?;
+        let convs = spec.convs.iter().map(|c| ConvPlan::new(&spec, c)).collect::<Result<Vec<_>>>()?;
+        let widest = spec.tensors.iter().map(|t| t.plane.c as usize).max().unwrap_or(0);
         Ok(CpuBackend {
             isa,
             arena: Arena::new(&spec)?,
@@ -53,19 +73,54 @@ impl CpuBackend {
             grads: vec![0.0; spec.stored()],
             momentum: vec![0.0; spec.stored()],
             running: vec![0.0; spec.running()],
+            norms: spec.norms.iter().map(|n| Coefs::new(n.c as usize)).collect(),
+            scratch: Scratch::new(&convs, widest, spec.batch, workers.threads()),
+            convs,
             images: vec![(0.0, false); spec.batch],
             workers,
             spec,
         })
     }
 
-    fn view(&mut self, t: TensorId) -> View {
-        let spec = self.spec.tensors[t.0 as usize];
-        self.arena.view(&spec)
+    fn view(&self, t: TensorId) -> View {
+        self.arena.view(&self.spec.tensors[t.0 as usize])
     }
 
     fn check_n(&self, n: usize) {
         assert!((1..=self.spec.batch).contains(&n), "{n} images, wanted 1..={}", self.spec.batch);
+    }
+
+    /// A norm's spec, and where its gamma and beta lie.
+    fn norm(&self, norm: NormId) -> (NormSpec, [Range<usize>; 2]) {
+        let spec = self.spec.norms[norm.0 as usize];
+        (spec, [spec.gamma, spec.beta].map(|p| self.spec.params[p.0 as usize].range.clone()))
+    }
+
+    /// Coefficients from the statistics of `items` parts in the scratch.
+    fn norm_from_stats(&mut self, norm: NormId, items: usize) {
+        let (spec, [gamma, beta]) = self.norm(norm);
+        let (c, stats) = (spec.c as usize, &self.scratch.stats);
+        let running = &mut self.running[spec.running..][..2 * c];
+        let merged = |ch: usize| (0..items).map(|i| stats[i * c + ch]).fold([0.0; 3], chan);
+        self.norms[norm.0 as usize].train(&spec, &self.values[gamma], &self.values[beta], running, merged);
+    }
+
+    /// Backward coefficients, and the gradients of gamma and beta, of the norms that `dx` reduces for, from the sums of
+    /// `items` parts in the scratch.
+    fn norms_from_sums(&mut self, dx: GradDst, items: usize, n: usize) {
+        for (r, normed) in dx.finish.reduce.iter().flatten().enumerate() {
+            let (spec, [gamma, beta]) = self.norm(normed.norm);
+            let (c, sums) = (spec.c as usize, &self.scratch.sums);
+            let plane = self.spec.tensors[dx.t.0 as usize].plane;
+            let merged =
+                |ch: usize| (0..items).map(|i| sums[i * c + ch][r]).fold([0.0; 2], |t, s| [t[0] + s[0], t[1] + s[1]]);
+            let count = n as f64 * f64::from(plane.h) * f64::from(plane.w);
+            let mut grads = [vec![0.0; c], vec![0.0; c]];
+            let [dgamma, dbeta] = &mut grads;
+            self.norms[normed.norm.0 as usize].backward(&self.values[gamma.clone()], dgamma, dbeta, count, merged);
+            self.grads[gamma].copy_from_slice(&grads[0]);
+            self.grads[beta].copy_from_slice(&grads[1]);
+        }
     }
 
     fn store(&self, store: Store) -> &Vec<f32> {
@@ -76,6 +131,44 @@ impl CpuBackend {
             Store::Running => &self.running,
         }
     }
+}
+
+impl Arena {
+    fn input<'a>(&self, spec: &Spec, norms: &'a [Coefs], i: Input) -> Source<'a> {
+        let kind = match i.norm {
+            Some(norm) => Kind::Affine { coef: &norms[norm.0 as usize].affine, relu: i.relu },
+            None if i.relu => Kind::Relu,
+            None => Kind::Plain,
+        };
+        Source { t: self.view(&spec.tensors[i.t.0 as usize]), kind }
+    }
+
+    fn grad<'a>(&self, spec: &Spec, norms: &'a [Coefs], g: Grad) -> Source<'a> {
+        let view = |t: TensorId| self.view(&spec.tensors[t.0 as usize]);
+        let kind = match g.norm {
+            Some(n) => Kind::Back { x: view(n.x), coef: &norms[n.norm.0 as usize].back },
+            None => Kind::Plain,
+        };
+        Source { t: view(g.t), kind }
+    }
+
+    fn data_grad<'a>(&self, spec: &Spec, norms: &'a [Coefs], d: GradDst) -> DataGrad<'a> {
+        let view = |t: TensorId| self.view(&spec.tensors[t.0 as usize]);
+        let mask = match d.finish.mask {
+            Mask::All => None,
+            Mask::Positive(i) => Some(self.input(spec, norms, Input { relu: false, ..i })),
+        };
+        let mut finish = Finisher { mask, reduce: [None; 2] };
+        for (to, n) in finish.reduce.iter_mut().zip(d.finish.reduce.iter().flatten()) {
+            *to = Some((view(n.x), &norms[n.norm.0 as usize].mean));
+        }
+        DataGrad { dx: view(d.t), write: d.write, finish }
+    }
+}
+
+fn check_pool(p: PoolSpec, x: View, y: View) {
+    let out = |len: usize| (len + 2 * p.pad as usize - p.size as usize) / p.stride as usize + 1;
+    assert_eq!((y.channels(), y.rows(), y.cols()), (x.channels(), out(x.rows()), out(x.cols())), "max pool {p:?}");
 }
 
 /// What the ops rely on, beyond what `ConvPlan::new` checks.
@@ -124,13 +217,15 @@ impl Backend for CpuBackend {
 
     fn bytes(&self) -> Bytes {
         let f32s = |v: &Vec<f32>| 4 * v.len() as u64;
+        let coefs: u64 = self.norms.iter().map(Coefs::bytes).sum();
+        let images = size_of_val(&self.images[..]) as u64;
         Bytes {
             values: f32s(&self.values),
-            indices: 0,
+            indices: self.convs.iter().map(ConvPlan::index_bytes).sum(),
             gradients: f32s(&self.grads),
             momentum: f32s(&self.momentum),
-            operand_copies: 0,
-            activations: self.arena.bytes() + f32s(&self.running),
+            operand_copies: self.convs.iter().map(|c| f32s(&c.values_t)).sum(),
+            activations: self.arena.bytes() + coefs + f32s(&self.running) + images + self.scratch.bytes(),
         }
     }
 
@@ -143,7 +238,7 @@ impl Backend for CpuBackend {
 
     fn read_tensor(&self, t: TensorId, n: usize) -> Vec<f32> {
         self.check_n(n);
-        layout::unpack(self.arena.view_ref(&self.spec.tensors[t.0 as usize]), n)
+        layout::unpack(self.arena.view(&self.spec.tensors[t.0 as usize]), n)
     }
 
     fn read_store(&self, store: Store) -> Vec<f32> {
@@ -154,6 +249,7 @@ impl Backend for CpuBackend {
         match store {
             Store::Values => {
                 self.values.copy_from_slice(data);
+                self.convs.iter_mut().for_each(|c| c.stale = true);
             }
             Store::Grads => self.grads.copy_from_slice(data),
             Store::Momentum => self.momentum.copy_from_slice(data),
@@ -162,43 +258,101 @@ impl Backend for CpuBackend {
     }
 
     fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
-        todo!("{norm:?} {x:?} {n}")
+        self.check_n(n);
+        let x = self.view(x);
+        elementwise::plane_stats(self.isa, &self.workers, x, &mut self.scratch.stats, n);
+        self.norm_from_stats(norm, blocks(n));
     }
 
     fn norm_running(&mut self, norm: NormId) {
-        todo!("{norm:?}")
+        let (spec, [gamma, beta]) = self.norm(norm);
+        let running = &self.running[spec.running..][..2 * spec.c as usize];
+        self.norms[norm.0 as usize].infer(&spec, &self.values[gamma], &self.values[beta], running);
     }
 
     fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
-        todo!("{conv:?} {x:?} {y:?} {stats:?} {n}")
+        self.check_n(n);
+        let y = self.view(y);
+        let x = self.arena.input(&self.spec, &self.norms, x);
+        let plan = &mut self.convs[conv.0 as usize];
+        let ctx = Ctx { isa: self.isa, workers: &self.workers, scratch: &mut self.scratch, n };
+        conv::forward(ctx, plan, &self.values, x, y, stats.is_some());
+        if let Some(norm) = stats {
+            let items = blocks(n) * self.convs[conv.0 as usize].items();
+            self.norm_from_stats(norm, items);
+        }
     }
 
     fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
-        todo!("{conv:?} {x:?} {dy:?} {dx:?} {n}")
+        self.check_n(n);
+        let plan = &mut self.convs[conv.0 as usize];
+        let items = blocks(n) * plan.items();
+        if dx.is_some() {
+            plan.refresh(&self.workers, &self.values);
+        }
+        let x = self.arena.input(&self.spec, &self.norms, x);
+        let dy = self.arena.grad(&self.spec, &self.norms, dy);
+        let data = dx.map(|d| self.arena.data_grad(&self.spec, &self.norms, d));
+        let ctx = Ctx { isa: self.isa, workers: &self.workers, scratch: &mut self.scratch, n };
+        conv::backward(ctx, plan, &mut self.grads, x, dy, data);
+        if let Some(dx) = dx {
+            self.norms_from_sums(dx, items, n);
+        }
     }
 
     fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
-        todo!("{a:?} {b:?} {relu} {y:?} {n}")
+        self.check_n(n);
+        let y = self.view(y);
+        let input = |i| self.arena.input(&self.spec, &self.norms, i);
+        let (a, b) = (input(a), b.map(input));
+        assert_same(&[a.t, b.unwrap_or(a).t, y]);
+        elementwise::join_forward(self.isa, &self.workers, a, b, relu, y, n);
     }
 
     fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
-        todo!("{dy:?} {dx:?} {n}")
+        self.check_n(n);
+        let dy = self.arena.grad(&self.spec, &self.norms, dy);
+        let d = self.arena.data_grad(&self.spec, &self.norms, dx);
+        assert_same(&[dy.t, d.dx]);
+        elementwise::copy_backward(self.isa, &self.workers, dy, d, &mut self.scratch.sums, n);
+        self.norms_from_sums(dx, blocks(n), n);
     }
 
     fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
-        todo!("{x:?} {y:?} {n}")
+        self.check_n(n);
+        let y = self.view(y);
+        let x = self.arena.input(&self.spec, &self.norms, x);
+        assert_eq!((y.channels(), y.pixels()), (x.t.channels(), 1), "pooled tensor's shape");
+        elementwise::pool_forward(self.isa, &self.workers, x, y, n);
     }
 
     fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
-        todo!("{dy:?} {dx:?} {n}")
+        self.check_n(n);
+        let dy = self.arena.grad(&self.spec, &self.norms, dy);
+        let d = self.arena.data_grad(&self.spec, &self.norms, dx);
+        assert_eq!((dy.t.channels(), dy.t.pixels()), (d.dx.channels(), 1), "pooled gradient's shape");
+        elementwise::pool_backward(self.isa, &self.workers, dy, d, &mut self.scratch.sums, n);
+        self.norms_from_sums(dx, blocks(n), n);
     }
 
     fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
-        todo!("{pool:?} {x:?} {y:?} {n}")
+        self.check_n(n);
+        let (y, p) = (self.view(y), self.spec.pools[pool.0 as usize]);
+        let x = self.arena.input(&self.spec, &self.norms, x);
+        check_pool(p, x.t, y);
+        maxpool::forward(self.isa, &self.workers, p, x, y, n);
     }
 
     fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
-        todo!("{pool:?} {x:?} {dy:?} {dx:?} {n}")
+        self.check_n(n);
+        let p = self.spec.pools[pool.0 as usize];
+        let x = self.arena.input(&self.spec, &self.norms, x);
+        let dy = self.arena.grad(&self.spec, &self.norms, dy);
+        let d = self.arena.data_grad(&self.spec, &self.norms, dx);
+        check_pool(p, x.t, dy.t);
+        assert_same(&[x.t, d.dx]);
+        maxpool::backward(self.isa, &self.workers, p, x, dy, d, &mut self.scratch.sums, n);
+        self.norms_from_sums(dx, blocks(n), n);
     }
 
     fn cross_entropy(
@@ -217,6 +371,7 @@ impl Backend for CpuBackend {
     }
 
     fn sgd(&mut self, step: SgdStep) {
-        todo!("{step:?}")
+        elementwise::sgd(&self.workers, step, &mut self.values, &self.grads, &mut self.momentum);
+        self.convs.iter_mut().for_each(|c| c.stale = true);
     }
 }
