@@ -1,26 +1,37 @@
 //! The f64 reference backend: slow, simple, one plain loop nest an op, one thread, logical N,C,H,W storage.
 //!
 //! It defines what every other backend must compute, and it runs the whole graph in f64, which meets PyTorch to 1e-9.
-//! It panics on a malformed [`Spec`] or call, one op's tensors sharing a slot for instance, which would pass unseen here and
-//! not on a faster backend: those are bugs of the caller, never user input.
+//! Every operand is computed in full before an op begins, every result before it is stored: nothing is fused here.
+//!
+//! It panics on a malformed [`Spec`] or call: those are bugs of the caller, never user input, and a faster backend would
+//! compute nonsense in silence. Refused are an op that writes over its own operands, a tensor read after another one
+//! took its place, coefficients or sums of a norm that were never taken, and shapes that do not fit.
+
+mod conv;
+mod norm;
+mod pool;
 
 use super::{
-    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, NormId, ParamId, Plane, PoolId, SgdStep, Spec, Store,
+    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, Plane, PoolId, SgdStep, Spec, Store,
     TensorId, Write,
 };
+use std::ops::Range;
 
-/// The reference backend. Storage of tensor `t` is slot `t.slot`: `batch` images of `c*h*w` numbers, no halo.
+/// The reference backend. Tensor `t` lies at `batch * t.at` in N,C,H,W order; what was never written is NaN.
 pub struct RefBackend {
     spec: Spec,
     arena: Vec<f64>,
+    /// Whether each tensor was written, and nothing else over it since.
+    held: Vec<bool>,
     values: Vec<f64>,
     grads: Vec<f64>,
     momentum: Vec<f64>,
     running: Vec<f64>,
+    norms: Vec<norm::State>,
 }
 
 impl RefBackend {
-    /// Allocates for `spec`, everything zero (running variances too: the host writes the initial state).
+    /// Allocates for `spec`, the stores zero (running variances too: the host writes the initial state).
     pub fn new(spec: Spec) -> RefBackend {
         let mut end = 0;
         for (i, p) in spec.params.iter().enumerate() {
@@ -33,12 +44,18 @@ impl RefBackend {
             }
             end = p.range.end;
         }
+        for (i, t) in spec.tensors.iter().enumerate() {
+            assert!(!t.plane.is_empty(), "tensor {i} is empty: {:?}", t.plane);
+            assert!(t.at + t.plane.len() <= spec.arena, "tensor {i} ends beyond the arena of {}", spec.arena);
+        }
         RefBackend {
-            arena: vec![0.0; spec.batch * spec.arena],
+            arena: vec![f64::NAN; spec.batch * spec.arena],
+            held: vec![false; spec.tensors.len()],
             values: vec![0.0; spec.stored()],
             grads: vec![0.0; spec.stored()],
             momentum: vec![0.0; spec.stored()],
             running: vec![0.0; spec.running()],
+            norms: vec![norm::State::default(); spec.norms.len()],
             spec,
         }
     }
@@ -47,22 +64,85 @@ impl RefBackend {
         self.spec.tensors[t.0 as usize].plane
     }
 
+    /// Numbers an image that `t` owns in the arena.
+    fn place(&self, t: TensorId) -> Range<usize> {
+        let t = self.spec.tensors[t.0 as usize];
+        t.at..t.at + t.plane.len()
+    }
+
+    fn overlap(&self, a: TensorId, b: TensorId) -> bool {
+        let (a, b) = (self.place(a), self.place(b));
+        a.start < b.end && b.start < a.end
+    }
+
     /// The first `n` images of `t`.
     fn load(&self, t: TensorId, n: usize) -> Vec<f64> {
         assert!((1..=self.spec.batch).contains(&n), "{n} images, wanted 1 to {}", self.spec.batch);
-        let t = self.spec.tensors[t.0 as usize];
-        self.arena[self.spec.batch * t.at..][..n * image(t.plane)].to_vec()
+        self.arena[self.spec.batch * self.place(t).start..][..n * self.plane(t).len()].to_vec()
     }
 
-    fn store(&mut self, t: TensorId, write: Write, data: &[f64]) {
-        let t = self.spec.tensors[t.0 as usize];
-        assert_eq!(data.len() % image(t.plane), 0, "tensor holds {:?}", t.plane);
-        let place = &mut self.arena[self.spec.batch * t.at..][..data.len()];
-        for (old, new) in place.iter_mut().zip(data) {
-            *old = match write {
-                Write::Overwrite => *new,
-                Write::Accumulate => *old + *new,
-            };
+    /// As [`RefBackend::load`], for an op: `t` must hold what was written to it.
+    fn read(&self, t: TensorId, n: usize) -> Vec<f64> {
+        assert!(self.held[t.0 as usize], "tensor {} is read, but was never written or has been overwritten", t.0);
+        self.load(t, n)
+    }
+
+    fn store(&mut self, t: TensorId, data: &[f64]) {
+        assert_eq!(data.len() % self.plane(t).len(), 0, "tensor {} holds {:?}", t.0, self.plane(t));
+        for other in 0..self.spec.tensors.len() {
+            if self.overlap(t, TensorId(other as u32)) {
+                self.held[other] = other == t.0 as usize;
+            }
+        }
+        let start = self.spec.batch * self.place(t).start;
+        self.arena[start..][..data.len()].copy_from_slice(data);
+    }
+
+    /// Refuses an op that writes `t` over one of `reads`.
+    fn no_overlap(&self, t: TensorId, reads: impl IntoIterator<Item = TensorId>) {
+        for r in reads {
+            assert!(!self.overlap(t, r), "tensor {} is written and overlaps tensor {}, which is read", t.0, r.0);
+        }
+    }
+
+    /// The value of an operand.
+    fn input(&self, x: Input, n: usize) -> Vec<f64> {
+        let mut value = self.read(x.t, n);
+        if let Some(norm) = x.norm {
+            self.normalise(norm, x.t, &mut value);
+        }
+        if x.relu {
+            value.iter_mut().for_each(|v| *v = rectify(*v));
+        }
+        value
+    }
+
+    /// The value of a gradient.
+    fn grad(&self, dy: Grad, n: usize) -> Vec<f64> {
+        let value = self.read(dy.t, n);
+        match dy.norm {
+            Some(through) => {
+                assert_eq!(self.plane(dy.t), self.plane(through.x), "gradient {} through a norm", dy.t.0);
+                self.through_norm(through, &value, n)
+            }
+            None => value,
+        }
+    }
+
+    /// Adds or writes `data`, then completes the gradient: mask, store, sums of what is stored.
+    fn write(&mut self, dx: GradDst, mut data: Vec<f64>, n: usize) {
+        if dx.write == Write::Accumulate {
+            data.iter_mut().zip(self.read(dx.t, n)).for_each(|(new, old)| *new += old);
+        }
+        if let Mask::Positive(x) = dx.finish.mask {
+            assert_eq!(self.plane(dx.t), self.plane(x.t), "mask of tensor {}", dx.t.0);
+            let open = self.input(x, n).into_iter().map(|v| v > 0.0);
+            data.iter_mut().zip(open).for_each(|(g, open)| *g = if open { *g } else { 0.0 });
+        }
+        self.store(dx.t, &data);
+        for normed in dx.finish.reduce.into_iter().flatten() {
+            assert_eq!(self.plane(dx.t), self.plane(normed.x), "sums of tensor {}", dx.t.0);
+            self.reduce(normed, &data, n);
         }
     }
 
@@ -74,9 +154,11 @@ impl RefBackend {
     }
 }
 
-/// Numbers in one image.
-fn image(p: Plane) -> usize {
-    (p.c * p.h * p.w) as usize
+/// Tensors that an op with these operands reads.
+fn reads(x: Option<Input>, dy: Grad, dx: GradDst) -> impl Iterator<Item = TensorId> {
+    let mask = if let Mask::Positive(x) = dx.finish.mask { Some(x.t) } else { None };
+    let normed = dx.finish.reduce.into_iter().flatten().chain(dy.norm).map(|n| n.x);
+    x.map(|x| x.t).into_iter().chain([dy.t]).chain(mask).chain(normed)
 }
 
 /// The channel of element `i` of an N,C,H,W tensor.
@@ -87,11 +169,6 @@ fn channel(p: Plane, i: usize) -> usize {
 /// ReLU that lets NaN through, as PyTorch's: a diverged network must show in the loss.
 fn rectify(v: f64) -> f64 {
     if v < 0.0 { 0.0 } else { v }
-}
-
-/// `dy`, or with `relu` only where `y > 0`.
-fn through_relu(relu: bool, y: &[f64], dy: Vec<f64>) -> Vec<f64> {
-    dy.into_iter().zip(y).map(|(d, &y)| if !relu || y > 0.0 { d } else { 0.0 }).collect()
 }
 
 impl Backend for RefBackend {
@@ -108,19 +185,20 @@ impl Backend for RefBackend {
     fn bytes(&self) -> Bytes {
         let stored = 8 * self.spec.stored() as u64;
         let kept: usize = self.spec.params.iter().flat_map(|p| &p.kept).map(|k| k.len()).sum();
+        let norms: usize = self.norms.iter().map(norm::State::len).sum();
         Bytes {
             values: stored,
             indices: 4 * kept as u64,
             gradients: stored,
             momentum: stored,
             operand_copies: 0,
-            activations: 8 * (self.arena.len() + self.running.len()) as u64,
+            activations: 8 * (self.arena.len() + norms + self.running.len()) as u64,
         }
     }
 
     fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[f64]) {
-        assert_eq!(nchw.len(), n * image(self.plane(t)), "tensor {}: numbers for {n} images", t.0);
-        self.store(t, Write::Overwrite, nchw);
+        assert_eq!(nchw.len(), n * self.plane(t).len(), "tensor {}: numbers for {n} images", t.0);
+        self.store(t, nchw);
     }
 
     fn read_tensor(&self, t: TensorId, n: usize) -> Vec<f64> {
@@ -146,43 +224,74 @@ impl Backend for RefBackend {
     }
 
     fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
-        todo!("{norm:?} {x:?} {n}")
+        self.batch_statistics(norm, x, n);
     }
 
     fn norm_running(&mut self, norm: NormId) {
-        todo!("{norm:?}")
+        self.running_statistics(norm);
     }
 
     fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
-        todo!("{conv:?} {x:?} {y:?} {stats:?} {n}")
+        self.no_overlap(y, [x.t]);
+        let out = self.conv_y(conv, x, y, n);
+        self.store(y, &out);
+        if let Some(norm) = stats {
+            self.batch_statistics(norm, y, n);
+        }
     }
 
     fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
-        todo!("{conv:?} {x:?} {dy:?} {dx:?} {n}")
+        self.conv_dw(conv, x, dy, n);
+        if let Some(dx) = dx {
+            self.no_overlap(dx.t, reads(Some(x), dy, dx));
+            let out = self.conv_dx(conv, dy, dx.t, n);
+            self.write(dx, out, n);
+        }
     }
 
     fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
-        todo!("{a:?} {b:?} {relu} {y:?} {n}")
+        self.no_overlap(y, [a].into_iter().chain(b).map(|x| x.t));
+        let mut out = self.input(a, n);
+        assert_eq!(self.plane(y), self.plane(a.t), "join of tensor {}", a.t.0);
+        if let Some(b) = b {
+            assert_eq!(self.plane(y), self.plane(b.t), "join of tensor {}", b.t.0);
+            out.iter_mut().zip(self.input(b, n)).for_each(|(o, b)| *o += b);
+        }
+        if relu {
+            out.iter_mut().for_each(|v| *v = rectify(*v));
+        }
+        self.store(y, &out);
     }
 
     fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
-        todo!("{dy:?} {dx:?} {n}")
+        self.no_overlap(dx.t, reads(None, dy, dx));
+        assert_eq!(self.plane(dy.t), self.plane(dx.t), "copy of tensor {}", dy.t.0);
+        let out = self.grad(dy, n);
+        self.write(dx, out, n);
     }
 
     fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
-        todo!("{x:?} {y:?} {n}")
+        self.no_overlap(y, [x.t]);
+        let out = self.mean_y(x, y, n);
+        self.store(y, &out);
     }
 
     fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
-        todo!("{dy:?} {dx:?} {n}")
+        self.no_overlap(dx.t, reads(None, dy, dx));
+        let out = self.mean_dx(dy, dx.t, n);
+        self.write(dx, out, n);
     }
 
     fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
-        todo!("{pool:?} {x:?} {y:?} {n}")
+        self.no_overlap(y, [x.t]);
+        let out = self.max_y(pool, x, y, n);
+        self.store(y, &out);
     }
 
     fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
-        todo!("{pool:?} {x:?} {dy:?} {dx:?} {n}")
+        self.no_overlap(dx.t, reads(Some(x), dy, dx));
+        let out = self.max_dx(pool, x, dy, dx.t, n);
+        self.write(dx, out, n);
     }
 
     fn cross_entropy(
@@ -194,10 +303,10 @@ impl Backend for RefBackend {
         n: usize,
     ) -> BatchLoss {
         assert_eq!(labels.len(), n, "one label an image");
-        let classes = image(self.plane(logits));
+        let classes = self.plane(logits).len();
         let mut result = BatchLoss::default();
         let mut grad = Vec::new();
-        for (row, &label) in self.load(logits, n).chunks(classes).zip(labels) {
+        for (row, &label) in self.read(logits, n).chunks(classes).zip(labels) {
             let label = label as usize;
             assert!(label < classes, "label {label}, wanted below {classes}");
             let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max); // passes over NaN; the sum does not
@@ -215,7 +324,9 @@ impl Backend for RefBackend {
             }
         }
         if let Some(dlogits) = dlogits {
-            self.store(dlogits, Write::Overwrite, &grad);
+            self.no_overlap(dlogits, [logits]);
+            assert_eq!(self.plane(dlogits), self.plane(logits), "gradient of the logits");
+            self.store(dlogits, &grad);
         }
         result
     }
