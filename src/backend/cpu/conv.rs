@@ -9,7 +9,7 @@ use super::epilogue::{Area, Finisher, finish, stats};
 use super::gather::{Entries, Grid, gather};
 use super::layout::{LANES, View, blocks, valid};
 use super::simd::{Isa, V16, entry_points, lane_mask, sum8};
-use super::source::{Eval, Source, Window, fill, with_eval};
+use super::source::{Eval, Source, Window, fill, with_grad};
 use super::structure::{ConvPlan, Rect, Strides, part};
 use super::workers::{Shared, Workers};
 use crate::backend::Write;
@@ -445,7 +445,7 @@ unsafe fn sum_channel<V: V16>(dy: Source, k: usize, n: usize) -> f32 {
         // SAFETY: inside dy.
         unsafe {
             let mask = lane_mask::<V>(valid(n, nb));
-            with_eval!(V, dy, nb, k, |eval, t, x| {
+            with_grad!(V, dy, nb, k, |eval, t, x| {
                 for row in 0..dy.t.rows() {
                     let mut sum = V::splat(0.0);
                     for col in 0..dy.t.cols() {

@@ -4,7 +4,7 @@ use super::conv::DataGrad;
 use super::epilogue::{Area, finish, stats};
 use super::layout::{LANES, View, blocks, valid};
 use super::simd::{Isa, V16, entry_points, put};
-use super::source::{Eval, Source, with_eval};
+use super::source::{Eval, Source, with_grad, with_input};
 use super::workers::{Shared, Workers};
 use crate::backend::{SgdStep, Write};
 
@@ -49,14 +49,14 @@ unsafe fn join<V: V16>(a: Source, b: Option<Source>, relu: bool, y: View, nb: us
         let out = y.plane_at(nb, ch);
         let len = y.pixels() * LANES;
         match b {
-            None => with_eval!(V, a, nb, ch, |eval, t, x| {
+            None => with_input!(V, a, nb, ch, |eval, t, x| {
                 for i in (0..len).step_by(LANES) {
                     let v: V = eval.at(t.add(i), x.add(i));
                     if relu { v.relu() } else { v }.store(out.add(i));
                 }
             }),
-            Some(b) => with_eval!(V, a, nb, ch, |eval, t, x| {
-                with_eval!(V, b, nb, ch, |other, u, z| {
+            Some(b) => with_input!(V, a, nb, ch, |eval, t, x| {
+                with_input!(V, b, nb, ch, |other, u, z| {
                     for i in (0..len).step_by(LANES) {
                         let v: V = eval.at(t.add(i), x.add(i));
                         let v = v.add(other.at(u.add(i), z.add(i)));
@@ -94,7 +94,7 @@ unsafe fn copy<V: V16>(dy: Source, dx: View, write: Write, nb: usize, ch: usize)
     // SAFETY: inside the planes, which have one layout.
     unsafe {
         let out = dx.plane_at(nb, ch);
-        with_eval!(V, dy, nb, ch, |eval, t, x| {
+        with_grad!(V, dy, nb, ch, |eval, t, x| {
             for i in (0..dx.pixels() * LANES).step_by(LANES) {
                 let v: V = eval.at(t.add(i), x.add(i));
                 put(v, out.add(i), write == Write::Accumulate);
@@ -116,7 +116,7 @@ unsafe fn pool<V: V16>(x: Source, y: View, nb: usize, ch: usize) {
     // SAFETY: inside the planes.
     unsafe {
         let mut sum = V::splat(0.0);
-        with_eval!(V, x, nb, ch, |eval, t, z| {
+        with_input!(V, x, nb, ch, |eval, t, z| {
             for row in 0..x.t.rows() {
                 let mut line = V::splat(0.0);
                 for col in 0..x.t.cols() {
@@ -155,7 +155,7 @@ entry_points!(plane_pool_back = pool_back(dy: Source, dx: View, write: Write, nb
 unsafe fn pool_back<V: V16>(dy: Source, dx: View, write: Write, nb: usize, ch: usize) {
     // SAFETY: inside the planes.
     unsafe {
-        with_eval!(V, dy, nb, ch, |eval, t, x| {
+        with_grad!(V, dy, nb, ch, |eval, t, x| {
             let g: V = eval.at(t, x);
             let share = g.mul(V::splat(1.0 / dx.pixels() as f32));
             let out = dx.plane_at(nb, ch);

@@ -5,7 +5,7 @@
 
 use super::layout::{LANES, View};
 use super::simd::{Isa, V16, entry_points};
-use super::source::{Eval, Source, with_eval};
+use super::source::{Eval, Source, with_input};
 use std::ops::Range;
 
 /// Part of one channel of one block of images.
@@ -140,7 +140,7 @@ unsafe fn finish_masked<V: V16, const R: usize>(f: Finisher, g: View, a: Area) -
         match f.mask {
             None => finish_rows::<V, R, false, _>(f, g, a, super::source::eval::plain(), g.plane_at(0, 0)),
             Some(mask) => {
-                with_eval!(V, mask, a.nb, a.ch, |eval, t, _x| finish_rows::<V, R, true, _>(f, g, a, eval, t))
+                with_input!(V, mask, a.nb, a.ch, |eval, t, _x| finish_rows::<V, R, true, _>(f, g, a, eval, t))
             }
         }
     }

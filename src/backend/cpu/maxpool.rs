@@ -5,7 +5,7 @@ use super::conv::DataGrad;
 use super::elementwise::{complete, planes};
 use super::layout::{LANES, View};
 use super::simd::{Isa, V16, entry_points, put};
-use super::source::{Eval, Source, with_eval};
+use super::source::{Eval, Source, with_grad, with_input};
 use super::workers::{Shared, Workers};
 use crate::backend::{PoolSpec, Write};
 use std::ops::Range;
@@ -30,7 +30,7 @@ unsafe fn max<V: V16>(p: PoolSpec, x: Source, y: View, nb: usize, ch: usize) {
     // SAFETY: inside the planes.
     unsafe {
         let out = y.plane_at(nb, ch);
-        with_eval!(V, x, nb, ch, |eval, t, z| {
+        with_input!(V, x, nb, ch, |eval, t, z| {
             for row in 0..y.rows() {
                 for col in 0..y.cols() {
                     let (rows, cols) = (window(&p, row, x.t.rows()), window(&p, col, x.t.cols()));
@@ -100,8 +100,8 @@ unsafe fn max_back<V: V16>(p: PoolSpec, x: Source, dy: Source, dx: View, write: 
                 zero.store(out.add(i));
             }
         }
-        with_eval!(V, x, nb, ch, |eval, t, z| {
-            with_eval!(V, dy, nb, ch, |grad, u, v| {
+        with_input!(V, x, nb, ch, |eval, t, z| {
+            with_grad!(V, dy, nb, ch, |grad, u, v| {
                 for row in 0..dy.t.rows() {
                     for col in 0..dy.t.cols() {
                         let (rows, cols) = (window(&p, row, dx.rows()), window(&p, col, dx.cols()));

@@ -105,36 +105,63 @@ impl<V: V16> Eval<V> for Back<V> {
 }
 
 /// `with_eval!(V, source, nb, ch, |eval, t, x| body)`: `body` for the source's kind, with pointers to pixel (0, 0) of the
-/// channel in its tensors. A macro, because a closure would not be inlined into code with the target features.
+/// channel in its tensors. A macro, because a closure would not be inlined into code with the target features. A body is
+/// compiled once a kind: `with_input!` and `with_grad!` are for operands that can only be inputs or gradients.
 macro_rules! with_eval {
+    ($v:ty, $source:expr, $nb:expr, $ch:expr, |$eval:ident, $t:ident, $x:ident| $body:expr) => {{
+        use $crate::backend::cpu::source::Kind;
+        match $source.kind {
+            Kind::Back { .. } => with_grad!($v, $source, $nb, $ch, |$eval, $t, $x| $body),
+            _ => with_input!($v, $source, $nb, $ch, |$eval, $t, $x| $body),
+        }
+    }};
+}
+/// See [`with_eval`].
+macro_rules! with_input {
+    ($v:ty, $source:expr, $nb:expr, $ch:expr, |$eval:ident, $t:ident, $x:ident| $body:expr) => {{
+        use $crate::backend::cpu::source::{Kind, eval};
+        let $t = $source.t.plane_at($nb, $ch).cast_const();
+        let $x = $t;
+        match $source.kind {
+            Kind::Plain => {
+                let $eval = eval::plain();
+                $body
+            }
+            Kind::Relu => {
+                let $eval = eval::rectified();
+                $body
+            }
+            Kind::Affine { coef, relu: false } => {
+                let $eval = eval::scaled::<$v>(coef[$ch]);
+                $body
+            }
+            Kind::Affine { coef, relu: true } => {
+                let $eval = eval::scaled_rectified::<$v>(coef[$ch]);
+                $body
+            }
+            Kind::Back { .. } => unreachable!("a gradient as an input"),
+        }
+    }};
+}
+/// See [`with_eval`].
+macro_rules! with_grad {
     ($v:ty, $source:expr, $nb:expr, $ch:expr, |$eval:ident, $t:ident, $x:ident| $body:expr) => {{
         use $crate::backend::cpu::source::{Kind, eval};
         let $t = $source.t.plane_at($nb, $ch).cast_const();
         match $source.kind {
-            Kind::Plain => {
-                let ($eval, $x) = (eval::plain(), $t);
-                $body
-            }
-            Kind::Relu => {
-                let ($eval, $x) = (eval::rectified(), $t);
-                $body
-            }
-            Kind::Affine { coef, relu: false } => {
-                let ($eval, $x) = (eval::scaled::<$v>(coef[$ch]), $t);
-                $body
-            }
-            Kind::Affine { coef, relu: true } => {
-                let ($eval, $x) = (eval::scaled_rectified::<$v>(coef[$ch]), $t);
-                $body
-            }
             Kind::Back { x, coef } => {
                 let ($eval, $x) = (eval::back::<$v>(coef[$ch]), x.plane_at($nb, $ch).cast_const());
                 $body
             }
+            Kind::Plain => {
+                let ($eval, $x) = (eval::plain(), $t);
+                $body
+            }
+            _ => unreachable!("an input as a gradient"),
         }
     }};
 }
-pub(super) use with_eval;
+pub(super) use {with_grad, with_input};
 
 /// Evaluators with splatted coefficients.
 pub(super) mod eval {
