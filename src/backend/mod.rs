@@ -115,6 +115,17 @@ pub struct NormSpec {
     pub momentum: f64,
 }
 
+/// Maximum over square windows; padding never wins.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct PoolSpec {
+    /// Rows and columns of a window.
+    pub size: u32,
+    /// Distance of windows.
+    pub stride: u32,
+    /// Cells around the image that belong to no pixel; less than `size`.
+    pub pad: u32,
+}
+
 /// Everything a backend allocates for: nothing is allocated in a step.
 #[derive(Clone, Debug, Default)]
 pub struct Spec {

@@ -72,6 +72,9 @@ pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
             "a network ends in logits of Cx1x1 and takes at least one image a batch; got {classes}x{h}x{w} and {batch}"
         )));
     }
+    if !graph.pools().is_empty() {
+        return Err(Error::Usage("maximum pooling does not run yet: choose a network without one".into()));
+    }
     let fused = fuse(graph);
     if let Some(dead) = (1..last).find(|&i| graph.nodes().iter().all(|n| !n.inputs.contains(&NodeId(i)))) {
         return Err(Error::Usage(format!("node {dead} ({:?}) feeds nothing: remove it", graph.nodes()[dead].op)));
@@ -91,7 +94,9 @@ pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
             Forward::Norm { norm: NormId(m as u32), x: t(f.x), residual: f.residual.map(t), relu: f.relu, y: t(f.out) }
         }
         Op::Pool => Forward::Pool { x: t(f.x), y: t(f.out) },
-        Op::Relu | Op::Add | Op::Input => Forward::Join { a: t(f.x), b: f.residual.map(t), relu: f.relu, y: t(f.out) },
+        Op::Relu | Op::Add | Op::Input | Op::MaxPool(_) => {
+            Forward::Join { a: t(f.x), b: f.residual.map(t), relu: f.relu, y: t(f.out) }
+        }
     });
     let forward = forward.collect();
 
@@ -136,7 +141,7 @@ pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
                     backward.push(Backward::Pool { dy, dx });
                 }
             }
-            Op::Relu | Op::Add | Op::Input => {
+            Op::Relu | Op::Add | Op::Input | Op::MaxPool(_) => {
                 let da = dst(&mut plan, f.x);
                 let db = f.residual.and_then(|r| dst(&mut plan, r));
                 let (da, db) = if da.is_some() { (da, db) } else { (db, None) };
