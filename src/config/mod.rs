@@ -62,7 +62,7 @@ pub struct Seeds {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// A network's name, see [`crate::models::by_name`].
+    /// A network by its name, see [`crate::shape::Network`].
     pub model: String,
     /// Width of the first segment (paper's ResNet-A-B: B); 16 is the standard network. `None` for networks that have one
     /// width only: all but the ResNets for small images.
