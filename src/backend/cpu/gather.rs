@@ -136,7 +136,12 @@ unsafe fn segment<V: V16, const STEP: usize, const T: usize>(
         }
         let mut acc = [V::splat(0.0); T];
         match start {
-            Start::Value(v) => acc = [V::splat(v); T],
+            Start::Value(v) => {
+                acc = [V::splat(v); T];
+                for t in 0..T {
+                    V::prefetch_write(dst.wrapping_add((T + t) * g.dst_step));
+                }
+            }
             Start::Old => {
                 for t in 0..T {
                     acc[t] = V::load(dst.add(t * g.dst_step));
