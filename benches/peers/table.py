@@ -42,8 +42,8 @@ def iqr(values):
 def summarise(names, rounds, failures, rivals):
     """A row for each name. `rounds`: a dictionary name -> Sample for each finished round; `failures`: name -> reason.
 
-    Ratios are median over rounds / median over rounds of the rival that is better: in time the fastest, in memory the
-    smallest. Their spread is that of the ratios taken round by round. Returns the rows and the names of both rivals
+    Ratios are median over rounds / median over rounds of the fastest rival, for memory of the first rival that has
+    figures. Their spread is that of the ratios taken round by round. Returns the rows and the names of these two rivals
     (None where there is none). A name that failed has no figures, even if it had some in earlier rounds.
     """
     series = {n: [r[n] for r in rounds if n in r] for n in names if n not in failures}
@@ -56,7 +56,7 @@ def summarise(names, rounds, failures, rivals):
     }
     rows = []
     fastest = min((n for n in rivals if n in time), key=lambda n: statistics.median(time[n]), default=None)
-    smallest = min((n for n in rivals if n in memory), key=memory.get, default=None)
+    base = next((n for n in rivals if n in memory), None)
     for n in names:
         if n not in series:
             rows.append(Row(n, failed=failures.get(n, "no answer")))
@@ -68,10 +68,10 @@ def summarise(names, rounds, failures, rivals):
             row.ratio = row.median_ms / statistics.median(time[fastest])
             row.ratio_min, row.ratio_max = min(each), max(each)
         row.memory_bytes = memory.get(n)
-        if smallest and n in memory:
-            row.memory_ratio = memory[n] / memory[smallest]
+        if base and n in memory:
+            row.memory_ratio = memory[n] / memory[base]
         rows.append(row)
-    return rows, fastest, smallest
+    return rows, fastest, base
 
 
 def cells(row):

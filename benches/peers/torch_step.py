@@ -98,21 +98,24 @@ def timed(args, net, x, y, kept):
 
     if args.variant == "compiled":
         loss_of = torch.compile(loss_of)
-    net.train()
-    times = []
-    began = None
-    while len(times) < args.min_steps or time.perf_counter() - began < args.seconds:
-        t = time.perf_counter()
+
+    def step():
         opt.zero_grad()
         loss = loss_of(x, y)
         loss.backward()
         opt.step()
         multiply(net, kept)
-        if args.warmup:
-            args.warmup -= 1
-            continue
-        began = began or t
-        times.append((time.perf_counter() - t) * 1e3)
+        return loss
+
+    net.train()
+    for _ in range(args.warmup):
+        step()
+    times = []
+    began = now = time.perf_counter()
+    while len(times) < args.min_steps or now - began < args.seconds:
+        loss = step()
+        then, now = now, time.perf_counter()
+        times.append((now - then) * 1e3)
     if not math.isfinite(loss.item()):
         sys.exit(
             f"torch_step: the loss is {loss.item()} after {len(times)} steps; no time is reported for a wrong result"
