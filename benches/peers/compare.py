@@ -24,13 +24,13 @@ import datetime
 import json
 import os
 import pathlib
-import re
 import shlex
 import statistics
 import subprocess
 import sys
 
 import machine
+import names
 import programs
 import table
 import torch_env
@@ -63,11 +63,11 @@ def main():
     print(header(report), flush=True)
     stopped = False
     for model in args.model:
-        batch = args.batch or default_batch(model)
+        batch = args.batch or names.default_batch(model)
         every = plan(args, python, model, batch)
         samples, failures, stopped = measure(args, model, every, report)
-        names = row_names(every)
-        rows, fastest, base = table.summarise(names, samples, {n: str(e) for n, e in failures.items()}, RIVALS)
+        titles = row_names(every)
+        rows, fastest, base = table.summarise(titles, samples, {n: str(e) for n, e in failures.items()}, RIVALS)
         entry = {
             "model": model,
             "batch": batch,
@@ -192,11 +192,6 @@ def caption(entry, threads):
     return f"{entry['model']}, batch {entry['batch']}, {threads} threads; {rounds}{rivals}."
 
 
-def default_batch(model):
-    """16 for the networks for 224x224 images, else 128, as in the engine's goals."""
-    return 16 if re.fullmatch(r"resnet(18|34|50|101|152)|(wide|wrn).*", model) else 128
-
-
 def engine_version(engine):
     """What `sparse-engine --version` prints: version and commit."""
     try:
@@ -269,6 +264,11 @@ def arguments(argv=None):
         given = getattr(args, name)
         if len(set(given)) < len(given):
             p.error(f"--{name}: given twice: {', '.join(str(g) for g in given)}")
+    for model in args.model:
+        try:
+            names.default_batch(model)
+        except ValueError as e:
+            p.error(f"--{e}")
     for s in args.sparsity:
         if not 0 < s < 1:
             p.error(f"--sparsity: wanted between 0 and 1, got {s}")

@@ -3,39 +3,28 @@
 ReLU works in place, as is usual: it saves PyTorch a tensor for each, in time and in memory.
 """
 
-import re
-
 import torch
 from torch import nn
 
-IMAGENET = {  # blocks a stage, bottleneck, width of the bottleneck's middle over its usual one
-    "resnet18": ((2, 2, 2, 2), False, 1),
-    "resnet34": ((3, 4, 6, 3), False, 1),
-    "resnet50": ((3, 4, 6, 3), True, 1),
-    "wide_resnet50_2": ((3, 4, 6, 3), True, 2),
-}
-VGG = {  # convolutions before each of the four max pools, and after the last
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
+import names
+
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}  # a stage
+VGG_CONVOLUTIONS = {  # before each of the four max pools, and after the last
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
 }
 
 
 def build(name):
     """The network, and the shape of one image and the number of classes that it is measured with."""
-    if re.fullmatch(r"(wide_?resnet|wrn)[-_]?50[-_]?2", name):
-        name = "wide_resnet50_2"
-    vgg = re.sub(r"[-_]?bn$", "", name)
-    if name in IMAGENET:
-        return ImageNetResNet(*IMAGENET[name], classes=1000), (3, 224, 224), 1000
-    if vgg in VGG:
-        return Vgg(VGG[vgg], classes=10), (3, 32, 32), 10
-    depth = re.fullmatch(r"resnet(\d{1,4})", name)
-    if depth and int(depth[1]) >= 8 and int(depth[1]) % 6 == 2:
-        return CifarResNet(int(depth[1]), classes=10), (3, 32, 32), 10
-    known = ", ".join([*IMAGENET, *(f"{v}-bn" for v in VGG)])
-    raise ValueError(f"model: wanted resnetN with N = 6D+2, {known}; got {name}")
+    if name in names.IMAGENET:
+        depth, widen = names.IMAGENET[name]
+        return ImageNetResNet(BLOCKS[depth], depth >= 50, widen, classes=1000), (3, 224, 224), 1000
+    if name in names.VGG:
+        return Vgg(VGG_CONVOLUTIONS[names.VGG[name]], classes=10), (3, 32, 32), 10
+    return CifarResNet(names.cifar_depth(name), classes=10), (3, 32, 32), 10
 
 
 def conv_bn(inputs, outputs, side, stride=1):

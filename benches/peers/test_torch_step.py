@@ -7,6 +7,7 @@ HAVE_TORCH = importlib.util.find_spec("torch") is not None
 if HAVE_TORCH:
     import torch
 
+    import names
     import nets
     import torch_step
 
@@ -14,13 +15,15 @@ if HAVE_TORCH:
 COUNTS = {
     "resnet20": (272_474, 270_896, 22),
     "resnet56": (855_770, 851_504, 58),
-    "vgg11-bn": (9_228_362, 9_222_848, 9),
+    "vgg11": (9_228_362, 9_222_848, 9),
     "vgg16": (14_724_042, 14_715_584, 14),
-    "vgg19_bn": (20_035_018, 20_024_000, 17),
+    "vgg19": (20_035_018, 20_024_000, 17),
     "resnet18": (11_689_512, 11_678_912, 21),
     "resnet34": (21_797_672, 21_779_648, 37),
     "resnet50": (25_557_032, 25_502_912, 54),
-    "wide_resnet50_2": (68_883_240, 68_814_016, 54),
+    "resnet101": (44_549_160, 44_442_816, 105),
+    "wrn101-2": (126_886_696, 126_747_840, 105),
+    "wrn50-2": (68_883_240, 68_814_016, 54),
 }
 GFLOPS = {"resnet20": 2 * 0.04081, "vgg16": 2 * 0.31320, "resnet18": 3.628, "resnet50": 8.178}  # 2 a MAC, one image
 
@@ -48,10 +51,14 @@ class Nets(unittest.TestCase):
                 self.assertEqual(tuple(y.shape), (1, classes))
                 self.assertLess(abs(sum(flops) / 1e9 / want - 1), 1e-3)
 
-    def test_an_unknown_name_says_what_is_known(self):
-        for name in ("resnet21", "resnet2", "vgg12", "wide_resnet", ""):
-            with self.subTest(name), self.assertRaisesRegex(ValueError, "wanted resnetN with N = 6D"):
-                nets.build(name)
+    def test_every_name_has_its_network(self):
+        with torch.device("meta"):
+            for name in [*names.IMAGENET, *names.VGG, "resnet8", "resnet110"]:
+                with self.subTest(name):
+                    self.assertEqual(names.default_batch(name) == 16, nets.build(name)[1] == (3, 224, 224))
+            self.assertEqual(len(torch_step.maskable(nets.build("cifar-resnet50")[0])), 52)
+            with self.assertRaisesRegex(ValueError, "wanted resnetN"):
+                nets.build("resnet21")
 
 
 @unittest.skipUnless(HAVE_TORCH, "torch is not installed")
