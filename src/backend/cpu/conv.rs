@@ -7,12 +7,13 @@
 use super::dots::{Pair, Places, dots};
 use super::epilogue::{Area, Finisher, finish, stats};
 use super::gather::{Entries, Grid, gather};
-use super::layout::{LANES, View, blocks, valid};
+use super::layout::{LANES, Mapped, View, blocks, valid};
 use super::simd::{Isa, V16, entry_points, lane_mask, sum8};
 use super::source::{Eval, Source, Window, fill, with_grad};
 use super::structure::{ConvPlan, Rect, Strides, part};
 use super::workers::{Shared, Workers};
 use crate::backend::Write;
+use crate::error::Result;
 use std::ops::Range;
 
 /// Entries up to which one task computes both gradients of a patch, its sums in L2 beside the patches (256 KB).
@@ -34,7 +35,7 @@ pub(super) struct Ctx<'a> {
 /// Buffers, sized for the largest convolution.
 pub(super) struct Scratch {
     /// For each worker: input patch, gradient patch, 8 floats an entry of a group.
-    floats: Vec<f32>,
+    floats: Mapped,
     at: [usize; 3],
     each: usize,
     /// For each part, one float an entry.
@@ -47,7 +48,7 @@ pub(super) struct Scratch {
 
 impl Scratch {
     /// `planes`: most channels of any tensor.
-    pub(super) fn new(plans: &[ConvPlan], planes: usize, batch: usize, threads: usize) -> Self {
+    pub(super) fn new(plans: &[ConvPlan], planes: usize, batch: usize, threads: usize) -> Result<Self> {
         let nbs = blocks(batch);
         let most = |f: &dyn Fn(&ConvPlan) -> usize| plans.iter().map(f).max().unwrap_or(0);
         let gap = 1024; // bytes that keep workers out of each other's lines and prefetches
@@ -59,19 +60,19 @@ impl Scratch {
             n => n * p.entries(),
         };
         let items = |p: &ConvPlan| p.items() * nbs;
-        Scratch {
-            floats: vec![0.0; (x + dy + sums) * threads],
+        Ok(Scratch {
+            floats: Mapped::new((x + dy + sums) * threads, "patches")?,
             at: [0, x, x + dy],
             each: x + dy + sums,
             parts: vec![0.0; most(&part_sums)],
             stats: vec![[0.0; 3]; most(&|p| items(p) * p.geom.k as usize).max(nbs * planes)],
             sums: vec![[[0.0; 2]; 2]; most(&|p| items(p) * p.geom.c as usize).max(nbs * planes)],
-        }
+        })
     }
 
     pub(super) fn bytes(&self) -> u64 {
-        let floats = 4 * (self.floats.len() + self.parts.len());
-        (floats + size_of_val(&self.stats[..]) + size_of_val(&self.sums[..])) as u64
+        let partials = size_of_val(&self.stats[..]) + size_of_val(&self.sums[..]) + 4 * self.parts.len();
+        self.floats.bytes() + partials as u64
     }
 }
 
@@ -177,7 +178,7 @@ pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, 
     let entries = Entries { starts: &l.starts, blocks: l.blocks, offs: &l.offs, values: &values[plan.weight.clone()] };
     let bias = plan.bias.as_ref().map(|b| &values[b.clone()]);
     let Scratch { floats, each, stats: partials, .. } = ctx.scratch;
-    let (floats, each, partials) = (Shared::new(floats), *each, Shared::new(partials));
+    let (floats, each, partials) = (floats.base, *each, Shared::new(partials));
     let work = (plan.entries() + 2 * outs) * y.pixels() * nbs;
     ctx.workers.run(nbs * items * out_parts, work, |worker, task| {
         let (item, outs) = (task / out_parts, part(outs, out_parts, task % out_parts));
@@ -267,7 +268,7 @@ fn weight(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source
     let places = Places { starts: &l.starts, blocks: l.blocks, offs: &l.offs };
     let (isa, n) = (ctx.isa, ctx.n);
     let Scratch { floats, at, each, parts: part_sums, sums: partials, .. } = &mut *ctx.scratch;
-    let (floats, at, each, partials) = (Shared::new(floats), *at, *each, Shared::new(partials));
+    let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
     let out = if parts == 1 { dw } else { Shared::new(part_sums) };
     let work = (2 * entries + dy.t.channels()) * dy.t.pixels() * nbs;
     ctx.workers.run(parts * groups, work, |worker, task| {
@@ -339,7 +340,7 @@ fn data_gradient(ctx: &mut Ctx, plan: &ConvPlan, dy: Source, d: DataGrad) {
     let direct = plan.reads_gradient(&dy);
     let (isa, n) = (ctx.isa, ctx.n);
     let Scratch { floats, at, each, sums: partials, .. } = &mut *ctx.scratch;
-    let (floats, at, each, partials) = (Shared::new(floats), *at, *each, Shared::new(partials));
+    let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
     let work = plan.entries() * dy.t.pixels() * nbs;
     ctx.workers.run(nbs * items * out_parts, work, |worker, task| {
         let (item, channels) = (task / out_parts, part(outs, out_parts, task % out_parts));

@@ -84,7 +84,7 @@ impl CpuBackend {
             momentum: vec![0.0; spec.stored()],
             running: vec![0.0; spec.running()],
             norms: spec.norms.iter().map(|n| Coefs::new(n.c as usize)).collect(),
-            scratch: Scratch::new(&convs, widest, spec.batch, workers.threads()),
+            scratch: Scratch::new(&convs, widest, spec.batch, workers.threads())?,
             convs,
             images: vec![(0.0, false); spec.batch],
             workers,
