@@ -10,18 +10,14 @@ use super::gather::{Entries, Grid, gather};
 use super::layout::{LANES, Mapped, View, blocks, valid};
 use super::simd::{Isa, V16, entry_points, fence, lane_mask, sum8};
 use super::source::{Eval, Source, Window, fill, with_grad};
-use super::structure::{ConvPlan, Rect, Strides, part};
+use super::structure::{ConvPlan, Rect, SHARED_ENTRIES, Strides, part};
 use super::workers::{Shared, Workers};
 use crate::backend::Write;
 use crate::error::Result;
 use std::ops::Range;
 
-/// Entries up to which one task computes both gradients of a patch, its sums in L2 beside the patches (256 KB).
-const JOINT_ENTRIES: usize = 8192;
-/// Parts that the patches of all images are cut into for the weight gradient; their sums are added in order.
+/// Tasks of the weight gradient: parts of the images' patches, whose sums are added in order, times groups of outputs.
 const PARTS: usize = 32;
-/// Most sums of all parts (4 MB): large layers have output channels enough to keep all threads busy.
-const PART_SUMS: usize = 1 << 20;
 
 /// Tensors beyond this are written around the caches: half of a common L3.
 const LARGE_BYTES: usize = 16 << 20;
@@ -42,6 +38,9 @@ pub(super) struct Scratch {
     floats: Mapped,
     at: [usize; 3],
     each: usize,
+    /// Patches of whole planes, of the input and of the output's gradient, that all workers share.
+    shared: Mapped,
+    shared_dy: usize,
     /// For each part, one float an entry.
     parts: Vec<f32>,
     /// Statistics of each (block, patch, channel).
@@ -56,8 +55,10 @@ impl Scratch {
         let nbs = blocks(batch);
         let most = |f: &dyn Fn(&ConvPlan) -> usize| plans.iter().map(f).max().unwrap_or(0);
         let gap = 1024; // bytes that keep workers out of each other's lines and prefetches
-        let x = most(&|p| p.patch_floats()[0].max(p.patch_floats()[2])) + gap;
-        let dy = most(&|p| p.patch_floats()[1].max(p.patch_floats()[2])) + gap;
+        let own = |p: &ConvPlan, i: usize| if p.is_shared() { 0 } else { p.patch_floats()[i] };
+        let x = most(&|p| own(p, 0).max(p.patch_floats()[2])) + gap;
+        let dy = most(&|p| own(p, 1).max(p.patch_floats()[2])) + gap;
+        let shared = |i: usize| most(&|p| if p.is_shared() { p.patch_floats()[i] } else { 0 });
         let sums = most(&|p| p.group_entries()) * 8 + gap;
         let part_sums = |p: &ConvPlan| match p.parts(nbs) {
             1 => 0,
@@ -68,6 +69,8 @@ impl Scratch {
             floats: Mapped::new((x + dy + sums) * threads, "patches")?,
             at: [0, x, x + dy],
             each: x + dy + sums,
+            shared: Mapped::new(shared(0) + shared(1), "patches")?,
+            shared_dy: shared(0),
             parts: vec![0.0; most(&part_sums)],
             stats: vec![[0.0; 3]; most(&|p| items(p) * p.geom.k as usize).max(nbs * planes)],
             sums: vec![[[0.0; 2]; 2]; most(&|p| items(p) * p.geom.c as usize).max(nbs * planes)],
@@ -76,14 +79,14 @@ impl Scratch {
 
     pub(super) fn bytes(&self) -> u64 {
         let partials = size_of_val(&self.stats[..]) + size_of_val(&self.sums[..]) + 4 * self.parts.len();
-        self.floats.bytes() + partials as u64
+        self.floats.bytes() + self.shared.bytes() + partials as u64
     }
 }
 
 impl ConvPlan {
     /// Outputs are grouped so that a group's sums stay in L2.
     fn groups(&self) -> usize {
-        self.entries().div_ceil(JOINT_ENTRIES).max(1)
+        self.entries().div_ceil(SHARED_ENTRIES).max(1)
     }
 
     /// Group `i`: outputs from the first whose entries begin at or after the i-th share of all entries.
@@ -113,7 +116,7 @@ impl ConvPlan {
 
     /// Parts of the weight gradient for so many blocks of images.
     fn parts(&self, nbs: usize) -> usize {
-        (PART_SUMS / self.entries().max(1)).clamp(1, PARTS).min(nbs * self.items())
+        if self.is_shared() { (PARTS / self.groups()).clamp(1, self.items()) } else { PARTS.min(nbs * self.items()) }
     }
 
     /// Whether the input is read where it lies.
@@ -146,27 +149,80 @@ struct Near {
     at: Strides,
 }
 
-/// The window in the tensor itself, or copied to `patch`.
-#[allow(clippy::too_many_arguments)]
-unsafe fn near(
-    isa: Isa,
-    direct: bool,
-    s: Source,
-    nb: usize,
-    channels: Range<usize>,
-    w: Window,
-    patch: *mut f32,
-    at: Strides,
-) -> Near {
-    // SAFETY: as the caller's; a window that is read directly lies inside the tensor.
-    unsafe {
-        if direct {
-            let first = w.row.max(0) as usize * s.t.row + w.col.max(0) as usize * LANES;
-            Near { ptr: s.t.plane_at(nb, channels.start).add(first), at: Strides { chan: s.t.chan, row: s.t.row } }
-        } else {
-            fill(isa, s, nb, channels, w, patch, at.chan, at.row);
-            Near { ptr: patch, at }
+/// How the tasks of a pass get at an operand.
+#[derive(Clone, Copy)]
+enum Reach {
+    /// In the tensor itself.
+    Direct,
+    /// Copied to the worker's scratch, of these strides.
+    Own(Strides),
+    /// In a patch of all channels of this window, filled by [`share`].
+    Shared(Shared<f32>, Strides, Window),
+}
+
+impl Reach {
+    fn new(direct: bool, shared: bool, patch: Shared<f32>, at: Strides, whole: Window) -> Self {
+        match (direct, shared) {
+            (true, _) => Reach::Direct,
+            (_, true) => Reach::Shared(patch, at, whole),
+            _ => Reach::Own(at),
         }
+    }
+
+    /// The window of some channels.
+    unsafe fn near(self, isa: Isa, s: Source, nb: usize, channels: Range<usize>, w: Window, own: *mut f32) -> Near {
+        let inside = |row: isize, col: isize, at: Strides| row as usize * at.row + col as usize * LANES;
+        // SAFETY: as the caller's; a window that is read directly lies inside the tensor.
+        unsafe {
+            match self {
+                Reach::Direct => {
+                    let at = Strides { chan: s.t.chan, row: s.t.row };
+                    Near { ptr: s.t.plane_at(nb, channels.start).add(inside(w.row.max(0), w.col.max(0), at)), at }
+                }
+                Reach::Own(at) => {
+                    fill(isa, s, nb, channels, w, own, at.chan, at.row);
+                    Near { ptr: own, at }
+                }
+                Reach::Shared(patch, at, whole) => {
+                    let first = channels.start * at.chan + inside(w.row - whole.row, w.col - whole.col, at);
+                    Near { ptr: patch.at(first), at }
+                }
+            }
+        }
+    }
+
+    /// Fills the shared patch, if there is one, from one block of images.
+    fn share(self, isa: Isa, workers: &Workers, s: Source, nb: usize) {
+        if let Reach::Shared(patch, at, w) = self {
+            const CHANNELS: usize = 8;
+            let c = s.t.channels();
+            workers.run(c.div_ceil(CHANNELS), c * w.rows * w.cols, |_, task| {
+                let channels = task * CHANNELS..c.min((task + 1) * CHANNELS);
+                // SAFETY: each task fills its own channels; `isa` is available.
+                unsafe { fill(isa, s, nb, channels.clone(), w, patch.at(channels.start * at.chan), at.chan, at.row) };
+            });
+        }
+    }
+}
+
+/// Runs `f(worker, task)` for the tasks `0..tasks` of each block of images. Where patches are shared, block after block,
+/// each behind `share(block)`; else all at once.
+fn for_blocks(
+    workers: &Workers,
+    shared: bool,
+    nbs: usize,
+    tasks: usize,
+    work: usize,
+    share: impl Fn(usize),
+    f: impl Fn(usize, usize, usize) + Sync,
+) {
+    if shared {
+        for nb in 0..nbs {
+            share(nb);
+            workers.run(tasks, work / nbs, |worker, task| f(worker, nb, task));
+        }
+    } else {
+        workers.run(nbs * tasks, work, |worker, task| f(worker, task / tasks, task % tasks));
     }
 }
 
@@ -176,25 +232,26 @@ pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, 
     let (plan, g, nbs) = (&*plan, plan.geom, blocks(ctx.n));
     assert_eq!((y.plane.c, y.plane.h, y.plane.w), (g.k, g.p(), g.q()), "output of another shape than {g:?}");
     let (items, outs, st) = (plan.items(), y.channels(), g.stride as usize);
-    let out_parts = out_parts(ctx.workers, nbs * items, outs);
-    let direct = plan.reads_input(&x);
+    let shared = plan.is_shared();
+    let out_parts = out_parts(ctx.workers, if shared { items } else { nbs * items }, outs);
     let l = &plan.forward;
     let entries = Entries { starts: &l.starts, blocks: l.blocks, offs: &l.offs, values: &values[plan.weight.clone()] };
     let bias = plan.bias.as_ref().map(|b| &values[b.clone()]);
-    let Scratch { floats, at, each, stats: partials, .. } = ctx.scratch;
+    let Scratch { floats, at, each, stats: partials, shared: common, .. } = ctx.scratch;
     let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
+    let reach = Reach::new(plan.reads_input(&x), shared, common.base, plan.x_patch, plan.whole().0);
     let around = is_large(&y, nbs);
     let work = (plan.entries() + 2 * outs) * y.pixels() * nbs;
-    ctx.workers.run(nbs * items * out_parts, work, |worker, task| {
-        let (item, outs) = (task / out_parts, part(outs, out_parts, task % out_parts));
-        let (nb, patch) = (item / items, item % items);
+    let share = |nb: usize| reach.share(ctx.isa, ctx.workers, x, nb);
+    for_blocks(ctx.workers, shared, nbs, items * out_parts, work, share, |worker, nb, task| {
+        let (patch, outs) = (task / out_parts, part(outs, out_parts, task % out_parts));
+        let item = nb * items + patch;
         let rect = plan.output_rect(patch);
         // SAFETY: scratch is the worker's own; each task writes its own outputs of its own patch of y, which is no operand;
         // offsets fit the operand (`fit`); `isa` is available.
         unsafe {
             let scratch = floats.at(worker * each);
-            let w = plan.input_window(&rect);
-            let x = near(ctx.isa, direct, x, nb, 0..x.t.channels(), w, scratch, plan.x_patch);
+            let x = reach.near(ctx.isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
             let grid = Grid {
                 src: x.ptr,
                 src_row: st * x.at.row,
@@ -264,60 +321,37 @@ pub(super) fn backward(
         bias_gradient(&ctx, &mut grads[bias.clone()], dy);
     }
     let dw = Shared::new(&mut grads[plan.weight.clone()]);
-    if plan.groups() == 1 {
-        weight(&mut ctx, plan, dw, x, dy, data);
-    } else {
-        weight(&mut ctx, plan, dw, x, dy, None);
-        if let Some(d) = data {
-            data_gradient(&mut ctx, plan, dy, d);
-        }
-    }
+    if plan.is_shared() { apart(&mut ctx, plan, dw, x, dy, data) } else { together(&mut ctx, plan, dw, x, dy, data) }
 }
 
-/// The weight gradient; with `data` (one group only), both gradients patch by patch.
-fn weight(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source, data: Option<DataGrad>) {
+/// Both gradients patch by patch: a part of all images' patches a task.
+fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source, data: Option<DataGrad>) {
     let (nbs, items, entries) = (blocks(ctx.n), plan.items(), plan.entries());
-    let (parts, groups, st) = (plan.parts(nbs), plan.groups(), plan.geom.stride as usize);
-    let (direct_x, direct_dy) = (plan.reads_input(&x), plan.reads_gradient(&dy));
-    let l = &plan.forward;
-    let places = Places { starts: &l.starts, blocks: l.blocks, offs: &l.offs };
+    let parts = plan.parts(nbs);
     let (isa, n) = (ctx.isa, ctx.n);
-    let Scratch { floats, at, each, parts: part_sums, sums: partials, .. } = &mut *ctx.scratch;
+    let Scratch { floats, at, each, parts: part_sums, sums: partials, shared, .. } = &mut *ctx.scratch;
     let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
+    let (whole_x, whole_dy) = plan.whole();
+    let reach_x = Reach::new(plan.reads_input(&x), false, shared.base, plan.x_patch, whole_x);
+    let reach_dy = Reach::new(plan.reads_gradient(&dy), false, shared.base, plan.dy_patch, whole_dy);
     let out = if parts == 1 { dw } else { Shared::new(part_sums) };
     let work = (2 * entries + dy.t.channels()) * dy.t.pixels() * nbs;
-    ctx.workers.run(parts * groups, work, |worker, task| {
-        let (p, outs) = (task / groups, plan.group(task % groups));
-        let range = plan.entries_of(&outs);
-        // SAFETY: scratch is the worker's own; each (part, group) owns its part sums and its patches of dx; operands are
-        // only read, and offsets fit them (`fit`); `isa` is available.
+    ctx.workers.run(parts, work, |worker, p| {
+        // SAFETY: scratch is the worker's own; each part owns its sums and its patches of dx; operands are only read, and
+        // offsets fit them (`fit`); `isa` is available.
         unsafe {
             let scratch = floats.at(worker * each);
-            let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), range.len() * 8);
+            let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), entries * 8);
             sums.fill(0.0);
             for item in part(nbs * items, parts, p) {
                 let (nb, patch) = (item / items, item % items);
-                let (rect, none) = (plan.output_rect(patch), Rect { rows: 0..0, cols: 0..0 });
-                let input = if data.is_some() { plan.input_rect(patch) } else { none };
+                let rect = plan.output_rect(patch);
+                let input = if data.is_some() { plan.input_rect(patch) } else { Rect { rows: 0..0, cols: 0..0 } };
                 let w = plan.gradient_window(&rect, &input);
-                let dy = near(isa, direct_dy, dy, nb, outs.clone(), w, scratch.add(at[1]), plan.dy_patch);
-                if !range.is_empty() && !rect.is_empty() {
-                    let xw = plan.input_window(&rect);
-                    let x = near(isa, direct_x, x, nb, 0..x.t.channels(), xw, scratch, plan.x_patch);
-                    let (row, col) = (rect.rows.start as isize - w.row, rect.cols.start as isize - w.col);
-                    let pair = Pair {
-                        x: x.ptr,
-                        x_row: st * x.at.row,
-                        x_step: st * LANES,
-                        dy: dy.ptr.add(row as usize * dy.at.row + col as usize * LANES),
-                        dy_chan: dy.at.chan,
-                        dy_row: dy.at.row,
-                        rows: rect.rows.len(),
-                        cols: rect.cols.len(),
-                        tile: plan.how.tile,
-                        lanes: valid(n, nb),
-                    };
-                    dots(isa, pair, places, outs.clone(), sums);
+                let dy = reach_dy.near(isa, dy, nb, 0..dy.t.channels(), w, scratch.add(at[1]));
+                if entries > 0 && !rect.is_empty() {
+                    let x = reach_x.near(isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
+                    weight_patch(isa, plan, &x, &dy, w, &rect, 0..plan.geom.k as usize, valid(n, nb), sums);
                 }
                 if let Some(d) = data {
                     let channels = 0..d.dx.channels();
@@ -326,52 +360,129 @@ fn weight(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source
                     write_patch(isa, plan, &d, scratch, area, channels, partials, item, is_large(&d.dx, nbs));
                 }
             }
-            let out = out.slice(p * entries * usize::from(parts > 1) + range.start, range.len());
-            for (o, s) in out.iter_mut().zip(sums.chunks_exact(8)) {
-                *o = sum8(s.try_into().expect("8 floats"));
-            }
+            add_sums(out.slice(p * entries, entries), sums, true);
         }
     });
-    if parts > 1 {
-        const CHUNK: usize = 1 << 14;
-        let part_sums = &*part_sums;
-        ctx.workers.run(entries.div_ceil(CHUNK), entries * parts / LANES, |_, task| {
-            let at = task * CHUNK;
-            let len = CHUNK.min(entries - at);
-            // SAFETY: chunks are disjoint.
-            let out = unsafe { dw.slice(at, len) };
-            out.copy_from_slice(&part_sums[at..at + len]);
-            for part in 1..parts {
-                let from = part * entries + at;
-                out.iter_mut().zip(&part_sums[from..from + len]).for_each(|(o, p)| *o += p);
+    add_parts(ctx.workers, dw, part_sums, parts, entries);
+}
+
+/// The weight gradient by groups of outputs, then the data gradient by parts of the inputs, over shared patches, block of
+/// images after block.
+fn apart(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source, data: Option<DataGrad>) {
+    let (nbs, items, entries) = (blocks(ctx.n), plan.items(), plan.entries());
+    let (parts, groups) = (plan.parts(nbs), plan.groups());
+    let (isa, n, workers) = (ctx.isa, ctx.n, ctx.workers);
+    let Scratch { floats, at, each, parts: part_sums, sums: partials, shared, shared_dy, .. } = &mut *ctx.scratch;
+    let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
+    let (whole_x, whole_dy) = plan.whole();
+    // SAFETY: inside the shared patches.
+    let common_dy = Shared::from_ptr(unsafe { shared.base.at(*shared_dy) });
+    let reach_x = Reach::new(plan.reads_input(&x), true, shared.base, plan.x_patch, whole_x);
+    let reach_dy = Reach::new(plan.reads_gradient(&dy), true, common_dy, plan.dy_patch, whole_dy);
+    let out = if parts == 1 { dw } else { Shared::new(part_sums) };
+    let work = entries * dy.t.pixels();
+    for nb in 0..nbs {
+        reach_x.share(isa, workers, x, nb);
+        reach_dy.share(isa, workers, dy, nb);
+        workers.run(parts * groups, work, |worker, task| {
+            let (p, outs) = (task / groups, plan.group(task % groups));
+            let range = plan.entries_of(&outs);
+            // SAFETY: scratch is the worker's own; each (part, group) owns its sums; operands are only read, and offsets
+            // fit them (`fit`); `isa` is available.
+            unsafe {
+                let scratch = floats.at(worker * each);
+                let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), range.len() * 8);
+                sums.fill(0.0);
+                for patch in part(items, parts, p) {
+                    let rect = plan.output_rect(patch);
+                    if !range.is_empty() && !rect.is_empty() {
+                        let w = plan.gradient_window(&rect, &Rect { rows: 0..0, cols: 0..0 });
+                        let dy = reach_dy.near(isa, dy, nb, outs.clone(), w, scratch);
+                        let x = reach_x.near(isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
+                        weight_patch(isa, plan, &x, &dy, w, &rect, outs.clone(), valid(n, nb), sums);
+                    }
+                }
+                add_sums(out.slice(p * entries * usize::from(parts > 1) + range.start, range.len()), sums, nb == 0);
+            }
+        });
+        let Some(d) = data else { continue };
+        let channels = d.dx.channels();
+        let out_parts = out_parts(workers, items, channels);
+        workers.run(items * out_parts, work, |worker, task| {
+            let (patch, channels) = (task / out_parts, part(channels, out_parts, task % out_parts));
+            let input = plan.input_rect(patch);
+            let w = plan.gradient_window(&plan.output_rect(patch), &input);
+            // SAFETY: scratch is the worker's own; each task writes its own channels of its own patch of dx, which is no
+            // operand; offsets fit the operand (`fit`); `isa` is available.
+            unsafe {
+                let scratch = floats.at(worker * each);
+                let dy = reach_dy.near(isa, dy, nb, 0..dy.t.channels(), w, scratch);
+                data_patch(isa, plan, &d, &dy, w, scratch, &input, channels.clone());
+                let area = Area { nb, ch: 0, rows: input.rows, cols: input.cols, lanes: valid(n, nb) };
+                let item = nb * items + patch;
+                write_patch(isa, plan, &d, scratch, area, channels, partials, item, is_large(&d.dx, nbs));
             }
         });
     }
+    add_parts(workers, dw, part_sums, parts, entries);
 }
 
-/// The data gradient alone.
-fn data_gradient(ctx: &mut Ctx, plan: &ConvPlan, dy: Source, d: DataGrad) {
-    let (nbs, items, outs) = (blocks(ctx.n), plan.items(), d.dx.channels());
-    let out_parts = out_parts(ctx.workers, nbs * items, outs);
-    let direct = plan.reads_gradient(&dy);
-    let (isa, n) = (ctx.isa, ctx.n);
-    let Scratch { floats, at, each, sums: partials, .. } = &mut *ctx.scratch;
-    let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
-    let work = plan.entries() * dy.t.pixels() * nbs;
-    ctx.workers.run(nbs * items * out_parts, work, |worker, task| {
-        let (item, channels) = (task / out_parts, part(outs, out_parts, task % out_parts));
-        let (nb, patch) = (item / items, item % items);
-        let rect = plan.input_rect(patch);
-        // The window of both rectangles: patches are sized for it.
-        let w = plan.gradient_window(&plan.output_rect(patch), &rect);
-        // SAFETY: scratch is the worker's own; each task writes its own channels of its own patch of dx, which is no
-        // operand; offsets fit the operand (`fit`); `isa` is available.
-        unsafe {
-            let scratch = floats.at(worker * each);
-            let dy = near(isa, direct, dy, nb, 0..dy.t.channels(), w, scratch.add(at[1]), plan.dy_patch);
-            data_patch(isa, plan, &d, &dy, w, scratch, &rect, channels.clone());
-            let area = Area { nb, ch: 0, rows: rect.rows, cols: rect.cols, lanes: valid(n, nb) };
-            write_patch(isa, plan, &d, scratch, area, channels, partials, item, is_large(&d.dx, nbs));
+/// Adds the products of one patch to the sums of the entries of some outputs.
+#[allow(clippy::too_many_arguments)]
+unsafe fn weight_patch(
+    isa: Isa,
+    plan: &ConvPlan,
+    x: &Near,
+    dy: &Near,
+    w: Window,
+    rect: &Rect,
+    outs: Range<usize>,
+    lanes: usize,
+    sums: &mut [f32],
+) {
+    let (l, st) = (&plan.forward, plan.geom.stride as usize);
+    let (row, col) = (rect.rows.start as isize - w.row, rect.cols.start as isize - w.col);
+    // SAFETY: as the caller's.
+    unsafe {
+        let pair = Pair {
+            x: x.ptr,
+            x_row: st * x.at.row,
+            x_step: st * LANES,
+            dy: dy.ptr.add(row as usize * dy.at.row + col as usize * LANES),
+            dy_chan: dy.at.chan,
+            dy_row: dy.at.row,
+            rows: rect.rows.len(),
+            cols: rect.cols.len(),
+            tile: plan.how.tile,
+            lanes,
+        };
+        dots(isa, pair, Places { starts: &l.starts, blocks: l.blocks, offs: &l.offs }, outs, sums);
+    }
+}
+
+/// Writes or adds each entry's 8 sums.
+fn add_sums(out: &mut [f32], sums: &[f32], first: bool) {
+    for (o, s) in out.iter_mut().zip(sums.chunks_exact(8)) {
+        let s = sum8(s.try_into().expect("8 floats"));
+        *o = if first { s } else { *o + s };
+    }
+}
+
+/// Adds the parts in order.
+fn add_parts(workers: &Workers, dw: Shared<f32>, part_sums: &[f32], parts: usize, entries: usize) {
+    if parts == 1 {
+        return;
+    }
+    const CHUNK: usize = 1 << 14;
+    workers.run(entries.div_ceil(CHUNK), entries * parts / LANES, |_, task| {
+        let at = task * CHUNK;
+        let len = CHUNK.min(entries - at);
+        // SAFETY: chunks are disjoint.
+        let out = unsafe { dw.slice(at, len) };
+        out.copy_from_slice(&part_sums[at..at + len]);
+        for part in 1..parts {
+            let from = part * entries + at;
+            out.iter_mut().zip(&part_sums[from..from + len]).for_each(|(o, p)| *o += p);
         }
     });
 }

@@ -14,6 +14,9 @@ use crate::shape::ConvGeom;
 use std::ops::Range;
 use std::sync::Arc;
 
+/// Entries up to which one task computes both gradients of a patch, its sums in L2 beside the patches (256 KB).
+pub(super) const SHARED_ENTRIES: usize = 8192;
+
 /// Distances of channels and rows in floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Strides {
@@ -252,9 +255,11 @@ impl ConvPlan {
         self.y_made = Strides::patch(rows, cols);
         let (rows, cols) = most(&|i| whole(self.input_rect(i)));
         self.dx_made = Strides::patch(rows, cols);
-        let (rows, cols) = most(&|i| self.input_window(&self.output_rect(i)));
+        let whole = self.is_shared().then(|| self.whole());
+        let (rows, cols) = most(&|i| whole.map_or(self.input_window(&self.output_rect(i)), |w| w.0));
         self.x_patch = Strides::patch(rows, cols);
-        let (rows, cols) = most(&|i| self.gradient_window(&self.output_rect(i), &self.input_rect(i)));
+        let parts = |i| self.gradient_window(&self.output_rect(i), &self.input_rect(i));
+        let (rows, cols) = most(&|i| whole.map_or(parts(i), |w| w.1));
         self.dy_patch = Strides::patch(rows, cols);
     }
 
@@ -306,6 +311,20 @@ impl ConvPlan {
         };
         let ((row, rows), (col, cols)) = (side(&out.rows, &input.rows), side(&out.cols, &input.cols));
         Window { row, col, rows, cols }
+    }
+
+    /// What all outputs read, and what all gradients read.
+    pub(super) fn whole(&self) -> (Window, Window) {
+        let g = &self.geom;
+        let out = Rect { rows: 0..g.p() as usize, cols: 0..g.q() as usize };
+        let input = Rect { rows: 0..g.h as usize, cols: 0..g.w as usize };
+        (self.input_window(&out), self.gradient_window(&out, &input))
+    }
+
+    /// Whether all tasks of a block of images share patches of whole planes, filled beforehand: a layer of so many weights
+    /// is cut by outputs too, and would fill each patch many times.
+    pub(super) fn is_shared(&self) -> bool {
+        self.entries() > SHARED_ENTRIES
     }
 
     /// Floats of the largest patches.
