@@ -5,10 +5,10 @@
 //! result while it is near. What the patches are depends on the plan only, so results do not depend on the threads.
 
 use super::dots::{Pair, Places, dots};
-use super::epilogue::{Area, Finisher, finish, stats};
+use super::epilogue::{Area, Finisher, From, Made, finish, stats};
 use super::gather::{Entries, Grid, gather};
 use super::layout::{LANES, Mapped, View, blocks, valid};
-use super::simd::{Isa, V16, entry_points, lane_mask, sum8};
+use super::simd::{Isa, V16, entry_points, fence, lane_mask, sum8};
 use super::source::{Eval, Source, Window, fill, with_grad};
 use super::structure::{ConvPlan, Rect, Strides, part};
 use super::workers::{Shared, Workers};
@@ -23,6 +23,9 @@ const PARTS: usize = 32;
 /// Most sums of all parts (4 MB): large layers have output channels enough to keep all threads busy.
 const PART_SUMS: usize = 1 << 20;
 
+/// Tensors beyond this are written around the caches: half of a common L3.
+const LARGE_BYTES: usize = 16 << 20;
+
 /// What every pass needs.
 pub(super) struct Ctx<'a> {
     pub(super) isa: Isa,
@@ -34,7 +37,8 @@ pub(super) struct Ctx<'a> {
 
 /// Buffers, sized for the largest convolution.
 pub(super) struct Scratch {
-    /// For each worker: input patch, gradient patch, 8 floats an entry of a group.
+    /// For each worker: input patch (later the patch made of its gradient), gradient patch (or the patch made of the
+    /// output), 8 floats an entry of a group.
     floats: Mapped,
     at: [usize; 3],
     each: usize,
@@ -52,8 +56,8 @@ impl Scratch {
         let nbs = blocks(batch);
         let most = |f: &dyn Fn(&ConvPlan) -> usize| plans.iter().map(f).max().unwrap_or(0);
         let gap = 1024; // bytes that keep workers out of each other's lines and prefetches
-        let x = most(&|p| p.patch_floats()[0]) + gap;
-        let dy = most(&|p| p.patch_floats()[1]) + gap;
+        let x = most(&|p| p.patch_floats()[0].max(p.patch_floats()[2])) + gap;
+        let dy = most(&|p| p.patch_floats()[1].max(p.patch_floats()[2])) + gap;
         let sums = most(&|p| p.group_entries()) * 8 + gap;
         let part_sums = |p: &ConvPlan| match p.parts(nbs) {
             1 => 0,
@@ -177,8 +181,9 @@ pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, 
     let l = &plan.forward;
     let entries = Entries { starts: &l.starts, blocks: l.blocks, offs: &l.offs, values: &values[plan.weight.clone()] };
     let bias = plan.bias.as_ref().map(|b| &values[b.clone()]);
-    let Scratch { floats, each, stats: partials, .. } = ctx.scratch;
-    let (floats, each, partials) = (floats.base, *each, Shared::new(partials));
+    let Scratch { floats, at, each, stats: partials, .. } = ctx.scratch;
+    let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
+    let around = is_large(&y, nbs);
     let work = (plan.entries() + 2 * outs) * y.pixels() * nbs;
     ctx.workers.run(nbs * items * out_parts, work, |worker, task| {
         let (item, outs) = (task / out_parts, part(outs, out_parts, task % out_parts));
@@ -194,24 +199,34 @@ pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, 
                 src: x.ptr,
                 src_row: st * x.at.row,
                 src_step: st * LANES,
-                dst: y.plane_at(nb, 0).add(rect.rows.start * y.row + rect.cols.start * LANES),
-                dst_chan: y.chan,
-                dst_row: y.row,
+                dst: scratch.add(at[1]),
+                dst_chan: plan.y_made.chan,
+                dst_row: plan.y_made.row,
                 dst_step: LANES,
                 rows: rect.rows.len(),
                 cols: rect.cols.len(),
                 tile: plan.how.tile,
             };
-            gather(ctx.isa, grid, entries, outs.clone(), bias, Write::Overwrite);
-            if keep_stats {
-                for ch in outs {
-                    let Rect { rows, cols } = rect.clone();
-                    let area = Area { nb, ch, rows, cols, lanes: valid(ctx.n, nb) };
-                    *partials.at(item * y.channels() + ch) = stats(ctx.isa, y, area);
+            gather(ctx.isa, grid, entries, outs.clone(), bias);
+            for ch in outs {
+                let Rect { rows, cols } = rect.clone();
+                let area = Area { nb, ch, rows, cols, lanes: valid(ctx.n, nb) };
+                let made = Made { ptr: grid.dst.add(ch * grid.dst_chan), row: grid.dst_row, around };
+                let sums = stats(ctx.isa, y, area, Some(made));
+                if keep_stats {
+                    *partials.at(item * y.channels() + ch) = sums;
                 }
+            }
+            if around {
+                fence();
             }
         }
     });
+}
+
+/// Whether a tensor is too large to stay in the caches until it is read again.
+fn is_large(v: &View, nbs: usize) -> bool {
+    v.block * nbs * 4 > LARGE_BYTES
 }
 
 /// Parts of the outputs where there are too few patches to keep all threads busy.
@@ -306,8 +321,9 @@ fn weight(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source
                 }
                 if let Some(d) = data {
                     let channels = 0..d.dx.channels();
-                    data_patch(isa, plan, d, &dy, w, nb, input, channels.clone());
-                    finish_patch(isa, d, nb, plan.input_rect(patch), channels, valid(n, nb), partials, item);
+                    data_patch(isa, plan, &d, &dy, w, scratch, &input, channels.clone());
+                    let area = Area { nb, ch: 0, rows: input.rows, cols: input.cols, lanes: valid(n, nb) };
+                    write_patch(isa, plan, &d, scratch, area, channels, partials, item, is_large(&d.dx, nbs));
                 }
             }
             let out = out.slice(p * entries * usize::from(parts > 1) + range.start, range.len());
@@ -351,24 +367,25 @@ fn data_gradient(ctx: &mut Ctx, plan: &ConvPlan, dy: Source, d: DataGrad) {
         // SAFETY: scratch is the worker's own; each task writes its own channels of its own patch of dx, which is no
         // operand; offsets fit the operand (`fit`); `isa` is available.
         unsafe {
-            let scratch = floats.at(worker * each).add(at[1]);
-            let dy = near(isa, direct, dy, nb, 0..dy.t.channels(), w, scratch, plan.dy_patch);
-            data_patch(isa, plan, d, &dy, w, nb, rect.clone(), channels.clone());
-            finish_patch(isa, d, nb, rect, channels, valid(n, nb), partials, item);
+            let scratch = floats.at(worker * each);
+            let dy = near(isa, direct, dy, nb, 0..dy.t.channels(), w, scratch.add(at[1]), plan.dy_patch);
+            data_patch(isa, plan, &d, &dy, w, scratch, &rect, channels.clone());
+            let area = Area { nb, ch: 0, rows: rect.rows, cols: rect.cols, lanes: valid(n, nb) };
+            write_patch(isa, plan, &d, scratch, area, channels, partials, item, is_large(&d.dx, nbs));
         }
     });
 }
 
-/// The data gradient of some channels of one patch, class by class.
+/// The data gradient of some channels of one patch, class by class, into scratch.
 #[allow(clippy::too_many_arguments)]
 unsafe fn data_patch(
     isa: Isa,
     plan: &ConvPlan,
-    d: DataGrad,
+    d: &DataGrad,
     dy: &Near,
     w: Window,
-    nb: usize,
-    rect: Rect,
+    made: *mut f32,
+    rect: &Rect,
     channels: Range<usize>,
 ) {
     let (l, st, low) = (&plan.transposed, plan.geom.stride as usize, plan.low_tap());
@@ -381,53 +398,60 @@ unsafe fn data_patch(
             first..r.end.saturating_sub(at).div_ceil(st).max(first)
         };
         let (rows, cols) = (side(&rect.rows, class.at[0]), side(&rect.cols, class.at[1]));
-        let nothing = d.write == Write::Accumulate && starts[0] == starts[segments];
-        if rows.is_empty() || cols.is_empty() || nothing {
+        if rows.is_empty() || cols.is_empty() {
             continue;
         }
-        // SAFETY: as the caller's; the window holds what the class reads.
+        // SAFETY: as the caller's; the window holds what the class reads, the scratch the patch.
         unsafe {
             let row = (rows.start as isize - low - w.row) as usize * dy.at.row;
             let col = (cols.start as isize - low - w.col) as usize * LANES;
-            let first = (st * rows.start + class.at[0]) * d.dx.row + (st * cols.start + class.at[1]) * LANES;
+            let first =
+                [st * rows.start + class.at[0] - rect.rows.start, st * cols.start + class.at[1] - rect.cols.start];
             let grid = Grid {
                 src: dy.ptr.add(row + col),
                 src_row: dy.at.row,
                 src_step: LANES,
-                dst: d.dx.plane_at(nb, 0).add(first),
-                dst_chan: d.dx.chan,
-                dst_row: st * d.dx.row,
+                dst: made.add(first[0] * plan.dx_made.row + first[1] * LANES),
+                dst_chan: plan.dx_made.chan,
+                dst_row: st * plan.dx_made.row,
                 dst_step: st * LANES,
                 rows: rows.len(),
                 cols: cols.len(),
                 tile: plan.how.tile,
             };
             let entries = Entries { starts, blocks: l.blocks, offs: &l.offs, values: &plan.values_t };
-            gather(isa, grid, entries, channels.clone(), None, d.write);
+            gather(isa, grid, entries, channels.clone(), None);
         }
     }
 }
 
+/// Writes a patch of the data gradient from scratch and completes it.
 #[allow(clippy::too_many_arguments)]
-unsafe fn finish_patch(
+unsafe fn write_patch(
     isa: Isa,
-    d: DataGrad,
-    nb: usize,
-    rect: Rect,
+    plan: &ConvPlan,
+    d: &DataGrad,
+    scratch: *const f32,
+    area: Area,
     channels: Range<usize>,
-    lanes: usize,
     partials: Shared<[[f64; 2]; 2]>,
     item: usize,
+    large: bool,
 ) {
-    if d.finish.is_empty() {
-        return;
-    }
     for ch in channels {
-        let Rect { rows, cols } = rect.clone();
         // SAFETY: as the caller's.
         unsafe {
-            *partials.at(item * d.dx.channels() + ch) = finish(isa, d.finish, d.dx, Area { nb, ch, rows, cols, lanes })
-        };
+            let around = large && d.write == Write::Overwrite;
+            let made = Made { ptr: scratch.add(ch * plan.dx_made.chan), row: plan.dx_made.row, around };
+            let from = if d.write == Write::Overwrite { From::Patch(made) } else { From::Both(made) };
+            let sums = finish(isa, d.finish, d.dx, Area { ch, ..area.clone() }, from);
+            if !d.finish.is_empty() {
+                *partials.at(item * d.dx.channels() + ch) = sums;
+            }
+        }
+    }
+    if large {
+        fence();
     }
 }
 

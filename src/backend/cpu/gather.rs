@@ -6,7 +6,6 @@
 #![allow(clippy::needless_range_loop)] // index loops of constant length become registers
 
 use super::simd::{Isa, V16, entry_points};
-use crate::backend::Write;
 use std::ops::Range;
 
 /// A grid of output pixels and the pixels they read: `dst[o][row][col]` reads `src` at
@@ -35,28 +34,28 @@ pub(super) struct Entries<'a> {
     pub(super) values: &'a [f32],
 }
 
-/// `dst[o] = or += bias[o]? + sum over entries of value * src` for the outputs `outs`.
-pub(super) unsafe fn gather(isa: Isa, g: Grid, l: Entries, outs: Range<usize>, bias: Option<&[f32]>, write: Write) {
+/// `dst[o] = bias[o]? + sum over entries of value * src` for the outputs `outs`.
+pub(super) unsafe fn gather(isa: Isa, g: Grid, l: Entries, outs: Range<usize>, bias: Option<&[f32]>) {
     // SAFETY: as the caller's.
-    unsafe { entry(isa, g, l, outs, bias, write) }
+    unsafe { entry(isa, g, l, outs, bias) }
 }
 
-entry_points!(entry = strips(g: Grid, l: Entries, outs: Range<usize>, bias: Option<&[f32]>, write: Write));
+entry_points!(entry = strips(g: Grid, l: Entries, outs: Range<usize>, bias: Option<&[f32]>));
 
 #[inline(always)]
-unsafe fn strips<V: V16>(g: Grid, l: Entries, outs: Range<usize>, bias: Option<&[f32]>, write: Write) {
+unsafe fn strips<V: V16>(g: Grid, l: Entries, outs: Range<usize>, bias: Option<&[f32]>) {
     // A constant step makes the pixel's place part of the instruction.
     unsafe {
         match g.src_step {
-            16 => rows::<V, 16>(g, l, outs, bias, write),
-            32 => rows::<V, 32>(g, l, outs, bias, write),
-            _ => rows::<V, 0>(g, l, outs, bias, write),
+            16 => rows::<V, 16>(g, l, outs, bias),
+            32 => rows::<V, 32>(g, l, outs, bias),
+            _ => rows::<V, 0>(g, l, outs, bias),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn rows<V: V16, const STEP: usize>(g: Grid, l: Entries, outs: Range<usize>, bias: Option<&[f32]>, write: Write) {
+unsafe fn rows<V: V16, const STEP: usize>(g: Grid, l: Entries, outs: Range<usize>, bias: Option<&[f32]>) {
     let tiles = g.cols.div_ceil(V::TILE.min(g.tile));
     for row in 0..g.rows {
         for tile in 0..tiles {
@@ -66,13 +65,13 @@ unsafe fn rows<V: V16, const STEP: usize>(g: Grid, l: Entries, outs: Range<usize
                 let src = g.src.add(row * g.src_row + from * g.src_step);
                 let dst = g.dst.add(row * g.dst_row + from * g.dst_step);
                 match to - from {
-                    1 => tile_outs::<V, STEP, 1>(&g, &l, src, dst, &outs, bias, write),
-                    2 => tile_outs::<V, STEP, 2>(&g, &l, src, dst, &outs, bias, write),
-                    3 => tile_outs::<V, STEP, 3>(&g, &l, src, dst, &outs, bias, write),
-                    4 => tile_outs::<V, STEP, 4>(&g, &l, src, dst, &outs, bias, write),
-                    5 => tile_outs::<V, STEP, 5>(&g, &l, src, dst, &outs, bias, write),
-                    6 => tile_outs::<V, STEP, 6>(&g, &l, src, dst, &outs, bias, write),
-                    _ => tile_outs::<V, STEP, 7>(&g, &l, src, dst, &outs, bias, write),
+                    1 => tile_outs::<V, STEP, 1>(&g, &l, src, dst, &outs, bias),
+                    2 => tile_outs::<V, STEP, 2>(&g, &l, src, dst, &outs, bias),
+                    3 => tile_outs::<V, STEP, 3>(&g, &l, src, dst, &outs, bias),
+                    4 => tile_outs::<V, STEP, 4>(&g, &l, src, dst, &outs, bias),
+                    5 => tile_outs::<V, STEP, 5>(&g, &l, src, dst, &outs, bias),
+                    6 => tile_outs::<V, STEP, 6>(&g, &l, src, dst, &outs, bias),
+                    _ => tile_outs::<V, STEP, 7>(&g, &l, src, dst, &outs, bias),
                 }
             }
         }
@@ -91,14 +90,13 @@ unsafe fn tile_outs<V: V16, const STEP: usize, const T: usize>(
     dst: *mut f32,
     outs: &Range<usize>,
     bias: Option<&[f32]>,
-    write: Write,
 ) {
     for first in outs.clone().step_by(OUT_BLOCK) {
         for b in 0..l.blocks {
             for o in first..outs.end.min(first + OUT_BLOCK) {
-                let start = match (b, write, bias) {
-                    (0, Write::Overwrite, Some(bias)) => Start::Value(bias[o]),
-                    (0, Write::Overwrite, None) => Start::Value(0.0),
+                let start = match (b, bias) {
+                    (0, Some(bias)) => Start::Value(bias[o]),
+                    (0, None) => Start::Value(0.0),
                     _ => Start::Old,
                 };
                 // SAFETY: as the caller's.
@@ -136,12 +134,7 @@ unsafe fn segment<V: V16, const STEP: usize, const T: usize>(
         }
         let mut acc = [V::splat(0.0); T];
         match start {
-            Start::Value(v) => {
-                acc = [V::splat(v); T];
-                for t in 0..T {
-                    V::prefetch_write(dst.wrapping_add((T + t) * g.dst_step));
-                }
-            }
+            Start::Value(v) => acc = [V::splat(v); T],
             Start::Old => {
                 for t in 0..T {
                     acc[t] = V::load(dst.add(t * g.dst_step));

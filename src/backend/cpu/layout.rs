@@ -1,5 +1,5 @@
 //! The arena and the blocked layout `[ceil(n/16)][C][H][W][16]`: 16 images of one pixel side by side, so one weight is one
-//! broadcast and every operation a full vector whatever the mask.
+//! broadcast and every operation a full vector whatever the mask. Channels lie an odd number of pixels apart.
 //!
 //! Lanes of images beyond `n` hold anything: lanes never mix except in reductions, and every reduction masks them.
 
@@ -60,7 +60,7 @@ impl Arena {
         let too_big =
             || Error::Failed(format!("cpu backend: activations of {batch} images exceed memory; lower batch"));
         // Kernels address inside one block of 16 images with u32.
-        if let Some(t) = spec.tensors.iter().find(|t| u32::try_from(t.plane.len() * LANES).is_err()) {
+        if let Some(t) = spec.tensors.iter().find(|t| u32::try_from(t.plane.room() * LANES).is_err()) {
             return Err(Error::Failed(format!(
                 "cpu backend: a plane of {:?} is too large; shrink the images",
                 t.plane
@@ -102,7 +102,7 @@ unsafe impl Sync for View {}
 impl View {
     fn new(base: *mut f32, plane: Plane) -> Self {
         let row = plane.w as usize * LANES;
-        let chan = row * plane.h as usize;
+        let chan = (plane.w as usize * plane.h as usize | 1) * LANES;
         View { base, plane, row, chan, block: chan * plane.c as usize }
     }
 

@@ -188,7 +188,7 @@ fn check(spec: &Spec) -> Result<()> {
         return fault("batch 0; wanted at least 1".into());
     }
     for (i, t) in spec.tensors.iter().enumerate() {
-        if t.at + t.plane.len() > spec.arena {
+        if t.at + t.plane.room() > spec.arena {
             return fault(format!("tensor {i} {:?} lies at {}, beyond the arena of {}", t.plane, t.at, spec.arena));
         }
     }

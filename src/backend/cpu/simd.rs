@@ -45,9 +45,14 @@ pub(super) trait V16: Copy {
     const TILE: usize;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
+    /// The same around the caches; `p` must be aligned to 64 bytes, and nobody else may rely on it before
+    /// [`fence`].
+    unsafe fn store_around(self, p: *mut f32) {
+        unsafe { self.store(p) }
+    }
     unsafe fn splat(v: f32) -> Self;
-    /// Asks for the line at `p`, which need not exist, for writing.
-    unsafe fn prefetch_write(_p: *mut f32) {}
+    /// Asks for the line at `p`, which need not exist.
+    unsafe fn prefetch(_p: *const f32) {}
     unsafe fn add(self, o: Self) -> Self;
     unsafe fn sub(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
@@ -94,6 +99,15 @@ pub(super) unsafe fn load_masked<V: V16>(p: *const f32, mask: V) -> V {
 pub(super) unsafe fn put<V: V16>(v: V, p: *mut f32, accumulate: bool) {
     // SAFETY: as `V16::load` and `V16::store`.
     unsafe { if accumulate { v.add(V::load(p)) } else { v }.store(p) }
+}
+
+/// Makes what was stored around the caches visible to other threads.
+pub(super) fn fence() {
+    // SAFETY: SSE, which every x86-64 has.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    }
 }
 
 /// Sum of 8 floats as a fixed tree, the one [`V16::sum`] uses after folding.
@@ -159,9 +173,15 @@ mod avx2 {
             }
         }
         #[inline(always)]
-        unsafe fn prefetch_write(p: *mut f32) {
-            // The intrinsic compiles to a read prefetch, which leaves the line to be asked for again.
-            unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
+        unsafe fn store_around(self, p: *mut f32) {
+            unsafe {
+                _mm256_stream_ps(p, self.0);
+                _mm256_stream_ps(p.add(8), self.1);
+            }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(p: *const f32) {
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn larger(self, o: Self) -> Self {

@@ -86,6 +86,9 @@ pub(super) struct ConvPlan {
     /// Strides of the largest input patch (with its halo) and of the largest patch of the output's gradient.
     pub(super) x_patch: Strides,
     pub(super) dy_patch: Strides,
+    /// Strides of what a task makes: a patch of the output, or of the input's gradient.
+    pub(super) y_made: Strides,
+    pub(super) dx_made: Strides,
 }
 
 impl ConvPlan {
@@ -132,6 +135,8 @@ impl ConvPlan {
             how: how.unwrap_or_else(|| LayerPlan::default_for(&g, entries)),
             x_patch: Strides::default(),
             dy_patch: Strides::default(),
+            y_made: Strides::default(),
+            dx_made: Strides::default(),
         };
         plan.size_patches();
         plan.build_forward(entries);
@@ -242,6 +247,11 @@ impl ConvPlan {
             let sizes = items.clone().map(|i| windows(i)).map(|w| (w.rows, w.cols));
             sizes.fold((0, 0), |m, s| (m.0.max(s.0), m.1.max(s.1)))
         };
+        let whole = |r: Rect| Window { row: 0, col: 0, rows: r.rows.len(), cols: r.cols.len() };
+        let (rows, cols) = most(&|i| whole(self.output_rect(i)));
+        self.y_made = Strides::patch(rows, cols);
+        let (rows, cols) = most(&|i| whole(self.input_rect(i)));
+        self.dx_made = Strides::patch(rows, cols);
         let (rows, cols) = most(&|i| self.input_window(&self.output_rect(i)));
         self.x_patch = Strides::patch(rows, cols);
         let (rows, cols) = most(&|i| self.gradient_window(&self.output_rect(i), &self.input_rect(i)));
@@ -299,9 +309,10 @@ impl ConvPlan {
     }
 
     /// Floats of the largest patches.
-    pub(super) fn patch_floats(&self) -> [usize; 2] {
+    pub(super) fn patch_floats(&self) -> [usize; 3] {
         let size = |s: Strides, channels: u32| s.chan * channels as usize;
-        [size(self.x_patch, self.geom.c), size(self.dy_patch, self.geom.k)]
+        let (c, k) = (self.geom.c, self.geom.k);
+        [size(self.x_patch, c), size(self.dy_patch, k), size(self.y_made, k).max(size(self.dx_made, c))]
     }
 
     /// Gathers the transposed values if they changed.
