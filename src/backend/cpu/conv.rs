@@ -1,16 +1,18 @@
-//! A convolution's passes: tasks, patches, kernels, epilogues. The kernels are in `gather.rs` and `dots.rs`.
+//! A convolution's passes: tasks, patches, kernels, epilogues.
 //!
 //! A task takes a patch of the output (forward) or of the input (data gradient) of one block of 16 images: it copies what
 //! the patch reads into scratch, halo and zeros included, computing operands on the way; runs the kernel; and works on the
 //! result while it is near. What the patches are depends on the plan only, so results do not depend on the threads.
 
-use super::dots::{Pair, Places, dots};
 use super::epilogue::{Area, Finisher, From, Made, finish, stats};
-use super::gather::{Entries, Grid, gather};
+use super::kernels::patch::{Grid, Out, Patch, Start};
+use super::kernels::sparse::{Segments, sparse};
+use super::kernels::{dense::dense, dots};
 use super::layout::{LANES, Mapped, View, blocks, valid};
-use super::simd::{Isa, V16, entry_points, fence, lane_mask, sum8};
+use super::plan::Kernel;
+use super::simd::{Isa, V16, entry_points, fence, lane_mask};
 use super::source::{Eval, Source, Window, fill, with_grad};
-use super::structure::{ConvPlan, Rect, SHARED_ENTRIES, Strides, part};
+use super::structure::{ConvPlan, Rect, Strides, part};
 use super::workers::{Shared, Workers};
 use crate::backend::Write;
 use crate::error::Result;
@@ -19,6 +21,8 @@ use std::ops::Range;
 /// Tasks of the weight gradient: parts of the images' patches, whose sums are added in order, times groups of outputs.
 const PARTS: usize = 32;
 
+/// Sums of a group of outputs of the weight gradient (128 KB).
+const GROUP_SUMS: usize = 32768;
 /// Tensors beyond this are written around the caches: half of a common L3.
 const LARGE_BYTES: usize = 16 << 20;
 
@@ -34,7 +38,7 @@ pub(super) struct Ctx<'a> {
 /// Buffers, sized for the largest convolution.
 pub(super) struct Scratch {
     /// For each worker: input patch (later the patch made of its gradient), gradient patch (or the patch made of the
-    /// output), 8 floats an entry of a group.
+    /// output), sums of a group.
     floats: Mapped,
     at: [usize; 3],
     each: usize,
@@ -59,7 +63,7 @@ impl Scratch {
         let x = most(&|p| own(p, 0).max(p.patch_floats()[2])) + gap;
         let dy = most(&|p| own(p, 1).max(p.patch_floats()[2])) + gap;
         let shared = |i: usize| most(&|p| if p.is_shared() { p.patch_floats()[i] } else { 0 });
-        let sums = most(&|p| p.group_entries()) * 8 + gap;
+        let sums = most(&|p| p.group_sums()) + gap;
         let part_sums = |p: &ConvPlan| match p.parts(nbs) {
             1 => 0,
             n => n * p.entries(),
@@ -84,34 +88,42 @@ impl Scratch {
 }
 
 impl ConvPlan {
+    /// Sums that the weight gradient of some outputs adds up: one a stored weight, or a weight of the dense kernel.
+    fn sums_of(&self, outs: &Range<usize>) -> usize {
+        let dense = self.geom.weights() / self.geom.k as usize;
+        if self.how.weight == Kernel::Dense { outs.len() * dense } else { self.entries_of(outs).len() }
+    }
+
     /// Outputs are grouped so that a group's sums stay in L2.
     fn groups(&self) -> usize {
-        self.entries().div_ceil(SHARED_ENTRIES).max(1)
+        let outs = self.geom.k as usize;
+        self.sums_of(&(0..outs)).div_ceil(GROUP_SUMS).clamp(1, outs)
     }
 
     /// Group `i`: outputs from the first whose entries begin at or after the i-th share of all entries.
     fn group(&self, i: usize) -> Range<usize> {
-        let (l, groups, outs) = (&self.forward, self.groups(), self.geom.k as usize);
+        let (groups, outs) = (self.groups(), self.geom.k as usize);
         let first = |i: usize| {
-            let share = (self.entries() * i / groups) as u32;
+            let share = self.entries() * i / groups;
             let (mut low, mut high) = (0, outs);
             while low < high {
                 let mid = (low + high) / 2;
-                if l.starts[mid * l.blocks] < share { low = mid + 1 } else { high = mid }
+                if self.entries_of(&(0..mid)).end < share { low = mid + 1 } else { high = mid }
             }
             if i == groups { outs } else { low }
         };
         if i == 0 { 0..first(1) } else { first(i)..first(i + 1) }
     }
 
-    fn entries_of(&self, outs: &Range<usize>) -> Range<usize> {
-        let l = &self.forward;
-        l.starts[outs.start * l.blocks] as usize..l.starts[outs.end * l.blocks] as usize
+    /// Most sums of a group.
+    fn group_sums(&self) -> usize {
+        (0..self.groups()).map(|i| self.sums_of(&self.group(i))).max().unwrap_or(0)
     }
 
-    /// Most entries of a group.
-    fn group_entries(&self) -> usize {
-        (0..self.groups()).map(|i| self.entries_of(&self.group(i)).len()).max().unwrap_or(0)
+    /// The entry lists of forward pass and weight gradient.
+    fn segments(&self) -> Segments<'_> {
+        let l = &self.forward;
+        Segments { blocks: l.blocks, starts: &l.starts, offs: &l.offs }
     }
 
     /// Parts of the weight gradient for so many blocks of images.
@@ -130,15 +142,15 @@ impl ConvPlan {
     }
 
     /// Makes the entries' offsets fit the operands.
-    fn fit(&mut self, x: &Source, dy: Option<&Source>) {
+    fn fit(&mut self, isa: Isa, x: &Source, dy: Option<&Source>) {
         let g = self.geom;
         assert_eq!((x.t.plane.c, x.t.plane.h, x.t.plane.w), (g.c, g.h, g.w), "input of another shape than {g:?}");
         x.check();
         let at = |v: &View| Strides { chan: v.chan, row: v.row };
-        self.read_input(if self.reads_input(x) { at(&x.t) } else { self.x_patch });
+        self.read_input(isa, if self.reads_input(x) { at(&x.t) } else { self.x_patch });
         if let Some(dy) = dy {
             dy.check();
-            self.read_gradient(if self.reads_gradient(dy) { at(&dy.t) } else { self.dy_patch });
+            self.read_gradient(isa, if self.reads_gradient(dy) { at(&dy.t) } else { self.dy_patch });
         }
     }
 }
@@ -147,6 +159,12 @@ impl ConvPlan {
 struct Near {
     ptr: *const f32,
     at: Strides,
+}
+
+impl Near {
+    fn patch(&self) -> Patch {
+        Patch { ptr: self.ptr, chan: self.at.chan, row: self.at.row }
+    }
 }
 
 /// How the tasks of a pass get at an operand.
@@ -228,15 +246,15 @@ fn for_blocks(
 
 /// `y = conv(x) + bias`; with `keep_stats`, (count, mean, M2) of each (block, patch, channel) in the scratch.
 pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, y: View, keep_stats: bool) {
-    plan.fit(&x, None);
+    plan.fit(ctx.isa, &x, None);
     let (plan, g, nbs) = (&*plan, plan.geom, blocks(ctx.n));
     assert_eq!((y.plane.c, y.plane.h, y.plane.w), (g.k, g.p(), g.q()), "output of another shape than {g:?}");
     let (items, outs, st) = (plan.items(), y.channels(), g.stride as usize);
     let shared = plan.is_shared();
     let out_parts = out_parts(ctx.workers, if shared { items } else { nbs * items }, outs);
-    let l = &plan.forward;
-    let entries = Entries { starts: &l.starts, blocks: l.blocks, offs: &l.offs, values: &values[plan.weight.clone()] };
-    let bias = plan.bias.as_ref().map(|b| &values[b.clone()]);
+    let weights = &values[plan.weight.clone()];
+    let packed = if plan.packed.forward.is_empty() { weights } else { &plan.packed.forward };
+    let start = plan.bias.as_ref().map_or(Start::Zero, |b| Start::Bias(&values[b.clone()]));
     let Scratch { floats, at, each, stats: partials, shared: common, .. } = ctx.scratch;
     let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
     let reach = Reach::new(plan.reads_input(&x), shared, common.base, plan.x_patch, plan.whole().0);
@@ -252,23 +270,20 @@ pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, 
         unsafe {
             let scratch = floats.at(worker * each);
             let x = reach.near(ctx.isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
-            let grid = Grid {
-                src: x.ptr,
-                src_row: st * x.at.row,
-                src_step: st * LANES,
-                dst: scratch.add(at[1]),
-                dst_chan: plan.y_made.chan,
-                dst_row: plan.y_made.row,
-                dst_step: LANES,
-                rows: rect.rows.len(),
-                cols: rect.cols.len(),
-                tile: plan.how.tile,
-            };
-            gather(ctx.isa, grid, entries, outs.clone(), bias);
+            let (rows, cols) = (rect.rows.len(), rect.cols.len());
+            let grid = Grid { rows, cols, src_row: st * x.at.row, src_step: st * LANES };
+            let dst = Out { ptr: scratch.add(at[1]), chan: plan.y_made.chan, row: plan.y_made.row, step: LANES };
+            match plan.how.forward {
+                Kernel::Sparse => {
+                    let tile = plan.how.tile;
+                    sparse(ctx.isa, &plan.segments(), weights, x.patch(), dst, grid, outs.clone(), start, tile)
+                }
+                Kernel::Dense => dense(ctx.isa, plan.packed.taps(), packed, x.patch(), dst, grid, outs.clone(), start),
+            }
             for ch in outs {
                 let Rect { rows, cols } = rect.clone();
                 let area = Area { nb, ch, rows, cols, lanes: valid(ctx.n, nb) };
-                let made = Made { ptr: grid.dst.add(ch * grid.dst_chan), row: grid.dst_row, around };
+                let made = Made { ptr: dst.ptr.add(ch * dst.chan), row: dst.row, around };
                 let sums = stats(ctx.isa, y, area, Some(made));
                 if keep_stats {
                     *partials.at(item * y.channels() + ch) = sums;
@@ -310,7 +325,7 @@ pub(super) fn backward(
     dy: Source,
     data: Option<DataGrad>,
 ) {
-    plan.fit(&x, Some(&dy));
+    plan.fit(ctx.isa, &x, Some(&dy));
     let (plan, g) = (&*plan, plan.geom);
     assert_eq!((dy.t.plane.c, dy.t.plane.h, dy.t.plane.w), (g.k, g.p(), g.q()), "gradient of another shape than {g:?}");
     if let Some(d) = &data {
@@ -340,8 +355,8 @@ fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Sour
         // SAFETY: scratch is the worker's own; each part owns its sums and its patches of dx; operands are only read, and
         // offsets fit them (`fit`); `isa` is available.
         unsafe {
-            let scratch = floats.at(worker * each);
-            let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), entries * 8);
+            let (scratch, outs) = (floats.at(worker * each), 0..plan.geom.k as usize);
+            let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), plan.sums_of(&outs));
             sums.fill(0.0);
             for item in part(nbs * items, parts, p) {
                 let (nb, patch) = (item / items, item % items);
@@ -351,7 +366,7 @@ fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Sour
                 let dy = reach_dy.near(isa, dy, nb, 0..dy.t.channels(), w, scratch.add(at[1]));
                 if entries > 0 && !rect.is_empty() {
                     let x = reach_x.near(isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
-                    weight_patch(isa, plan, &x, &dy, w, &rect, 0..plan.geom.k as usize, valid(n, nb), sums);
+                    weight_patch(isa, plan, &x, &dy, w, &rect, outs.clone(), valid(n, nb), sums);
                 }
                 if let Some(d) = data {
                     let channels = 0..d.dx.channels();
@@ -360,7 +375,7 @@ fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Sour
                     write_patch(isa, plan, &d, scratch, area, channels, partials, item, is_large(&d.dx, nbs));
                 }
             }
-            add_sums(out.slice(p * entries, entries), sums, true);
+            add_sums(plan, &outs, out.slice(p * entries, entries), sums, true);
         }
     });
     add_parts(ctx.workers, dw, part_sums, parts, entries);
@@ -391,18 +406,19 @@ fn apart(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source,
             // fit them (`fit`); `isa` is available.
             unsafe {
                 let scratch = floats.at(worker * each);
-                let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), range.len() * 8);
+                let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), plan.sums_of(&outs));
                 sums.fill(0.0);
                 for patch in part(items, parts, p) {
                     let rect = plan.output_rect(patch);
                     if !range.is_empty() && !rect.is_empty() {
                         let w = plan.gradient_window(&rect, &Rect { rows: 0..0, cols: 0..0 });
-                        let dy = reach_dy.near(isa, dy, nb, outs.clone(), w, scratch);
+                        let dy = reach_dy.near(isa, dy, nb, 0..dy.t.channels(), w, scratch);
                         let x = reach_x.near(isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
                         weight_patch(isa, plan, &x, &dy, w, &rect, outs.clone(), valid(n, nb), sums);
                     }
                 }
-                add_sums(out.slice(p * entries * usize::from(parts > 1) + range.start, range.len()), sums, nb == 0);
+                let out = out.slice(p * entries * usize::from(parts > 1) + range.start, range.len());
+                add_sums(plan, &outs, out, sums, nb == 0);
             }
         });
         let Some(d) = data else { continue };
@@ -440,31 +456,31 @@ unsafe fn weight_patch(
     lanes: usize,
     sums: &mut [f32],
 ) {
-    let (l, st) = (&plan.forward, plan.geom.stride as usize);
+    let st = plan.geom.stride as usize;
     let (row, col) = (rect.rows.start as isize - w.row, rect.cols.start as isize - w.col);
+    let grid = Grid { rows: rect.rows.len(), cols: rect.cols.len(), src_row: st * x.at.row, src_step: st * LANES };
     // SAFETY: as the caller's.
     unsafe {
-        let pair = Pair {
-            x: x.ptr,
-            x_row: st * x.at.row,
-            x_step: st * LANES,
-            dy: dy.ptr.add(row as usize * dy.at.row + col as usize * LANES),
-            dy_chan: dy.at.chan,
-            dy_row: dy.at.row,
-            rows: rect.rows.len(),
-            cols: rect.cols.len(),
-            tile: plan.how.tile,
-            lanes,
-        };
-        dots(isa, pair, Places { starts: &l.starts, blocks: l.blocks, offs: &l.offs }, outs, sums);
+        let dy = Patch { ptr: dy.ptr.add(row as usize * dy.at.row + col as usize * LANES), ..dy.patch() };
+        match plan.how.weight {
+            Kernel::Sparse => {
+                dots::sparse(isa, &plan.segments(), x.patch(), dy, grid, lanes, outs, plan.how.tile, sums)
+            }
+            Kernel::Dense => dots::dense(isa, plan.packed.taps(), x.patch(), dy, grid, lanes, outs, sums),
+        }
     }
 }
 
-/// Writes or adds each entry's 8 sums.
-fn add_sums(out: &mut [f32], sums: &[f32], first: bool) {
-    for (o, s) in out.iter_mut().zip(sums.chunks_exact(8)) {
-        let s = sum8(s.try_into().expect("8 floats"));
-        *o = if first { s } else { *o + s };
+/// Writes or adds the sums of some outputs to their stored weights' places.
+fn add_sums(plan: &ConvPlan, outs: &Range<usize>, out: &mut [f32], sums: &[f32], first: bool) {
+    let put = |o: &mut f32, s: f32| *o = if first { s } else { *o + s };
+    match plan.kept().filter(|_| plan.how.weight == Kernel::Dense) {
+        None => out.iter_mut().zip(sums).for_each(|(o, s)| put(o, *s)),
+        Some(kept) => {
+            let origin = outs.start * plan.geom.weights() / plan.geom.k as usize;
+            let kept = &kept[plan.entries_of(outs)];
+            out.iter_mut().zip(kept).for_each(|(o, &p)| put(o, sums[p as usize - origin]));
+        }
     }
 }
 
@@ -502,7 +518,6 @@ unsafe fn data_patch(
     let (l, st, low) = (&plan.transposed, plan.geom.stride as usize, plan.low_tap());
     let segments = d.dx.channels() * l.blocks;
     for (i, class) in plan.classes.iter().enumerate() {
-        let starts = &l.starts[i * segments..=(i + 1) * segments];
         // Rows and columns of the class: `stride * i + at` inside the patch.
         let side = |r: &Range<usize>, at: usize| {
             let first = r.start.saturating_sub(at).div_ceil(st);
@@ -518,20 +533,23 @@ unsafe fn data_patch(
             let col = (cols.start as isize - low - w.col) as usize * LANES;
             let first =
                 [st * rows.start + class.at[0] - rect.rows.start, st * cols.start + class.at[1] - rect.cols.start];
-            let grid = Grid {
-                src: dy.ptr.add(row + col),
-                src_row: dy.at.row,
-                src_step: LANES,
-                dst: made.add(first[0] * plan.dx_made.row + first[1] * LANES),
-                dst_chan: plan.dx_made.chan,
-                dst_row: st * plan.dx_made.row,
-                dst_step: st * LANES,
-                rows: rows.len(),
-                cols: cols.len(),
-                tile: plan.how.tile,
-            };
-            let entries = Entries { starts, blocks: l.blocks, offs: &l.offs, values: &plan.values_t };
-            gather(isa, grid, entries, channels.clone(), None);
+            let src = Patch { ptr: dy.ptr.add(row + col), ..dy.patch() };
+            let to = plan.dx_made;
+            let ptr = made.add(first[0] * to.row + first[1] * LANES);
+            let dst = Out { ptr, chan: to.chan, row: st * to.row, step: st * LANES };
+            let grid = Grid { rows: rows.len(), cols: cols.len(), src_row: dy.at.row, src_step: LANES };
+            let outs = channels.clone();
+            match plan.how.data {
+                Kernel::Sparse => {
+                    let starts = &l.starts[i * segments..=(i + 1) * segments];
+                    let s = Segments { blocks: l.blocks, starts, offs: &l.offs };
+                    sparse(isa, &s, &plan.values_t, src, dst, grid, outs, Start::Zero, plan.how.tile)
+                }
+                Kernel::Dense => {
+                    let (taps, weights) = (&plan.packed.classes[i], plan.packed.class_weights(i));
+                    dense(isa, taps, weights, src, dst, grid, outs, Start::Zero)
+                }
+            }
         }
     }
 }
