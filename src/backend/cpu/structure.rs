@@ -150,12 +150,12 @@ impl ConvPlan {
             y_made: Strides::default(),
             dx_made: Strides::default(),
         };
-        plan.size_patches();
         for e in 0..entries {
             let k = plan.position(e)[0];
             plan.outs[k + 1] += 1;
         }
         accumulate(&mut plan.outs);
+        plan.size_patches();
         if plan.how.forward == Kernel::Sparse || plan.how.weight == Kernel::Sparse {
             plan.build_forward();
         }
