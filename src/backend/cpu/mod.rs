@@ -9,6 +9,7 @@ mod elementwise;
 mod layout;
 mod loss;
 mod norm;
+pub(crate) mod probe;
 mod simd;
 mod structure;
 #[cfg(test)]
