@@ -52,8 +52,11 @@ pub struct ConvId(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct NormId(pub u32);
 
-/// Logical shape of one image's tensor. Two tensors may share a slot only if their `Plane`s are equal,
-/// so that a zero halo, never written by any op, stays zero.
+/// Index into [`Spec::pools`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PoolId(pub u32);
+
+/// Logical shape of one image's tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Plane {
     /// Channels.
@@ -62,18 +65,28 @@ pub struct Plane {
     pub h: u32,
     /// Columns.
     pub w: u32,
-    /// Zeros that some convolution reads on each side of each row and column. A backend that stores halos
-    /// zeroes them once and writes only the interior.
-    pub halo: u32,
 }
 
-/// A tensor: its logical plane and the arena slot that holds it.
+impl Plane {
+    /// Numbers of one image.
+    pub fn len(&self) -> usize {
+        self.c as usize * self.h as usize * self.w as usize
+    }
+
+    /// Whether it holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// A tensor: its logical plane and its place in the arena.
 #[derive(Clone, Copy, Debug)]
 pub struct TensorSpec {
     /// Shape of one image.
     pub plane: Plane,
-    /// Index into [`Spec::slots`].
-    pub slot: u32,
+    /// First number of its place, in numbers an image: a tensor owns `at .. at + plane.len()` of [`Spec::arena`], times
+    /// the batch. Tensors that are never alive at once may overlap.
+    pub at: usize,
 }
 
 /// A parameter tensor in the flat store.
@@ -115,6 +128,17 @@ pub struct NormSpec {
     pub momentum: f64,
 }
 
+/// Maximum over square windows; padding never wins.
+#[derive(Clone, Copy, Debug)]
+pub struct PoolSpec {
+    /// Rows and columns of a window.
+    pub size: u32,
+    /// Distance of windows.
+    pub stride: u32,
+    /// Cells around the image that belong to no pixel; less than `size`.
+    pub pad: u32,
+}
+
 /// Everything a backend allocates for: nothing is allocated in a step.
 #[derive(Clone, Debug, Default)]
 pub struct Spec {
@@ -122,14 +146,16 @@ pub struct Spec {
     pub batch: usize,
     /// All activations and activation gradients.
     pub tensors: Vec<TensorSpec>,
-    /// Arena slots; a slot holds one plane kind for `batch` images.
-    pub slots: Vec<Plane>,
+    /// Numbers an image that the arena holds.
+    pub arena: usize,
     /// Parameters, in store order.
     pub params: Vec<ParamSpec>,
     /// Convolutions and linear layers.
     pub convs: Vec<ConvSpec>,
     /// Batch norms.
     pub norms: Vec<NormSpec>,
+    /// Maximum poolings.
+    pub pools: Vec<PoolSpec>,
 }
 
 impl Spec {
@@ -153,13 +179,80 @@ pub enum Write {
     Accumulate,
 }
 
-/// A destination with its write rule.
-#[derive(Clone, Copy, Debug)]
-pub struct Dst {
+/// What an op reads: `relu?(norm?(t))`, computed while reading and stored nowhere. The norm's coefficients are those that
+/// [`Backend::norm_stats`], [`Backend::conv_forward`] or [`Backend::norm_running`] last gave it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Input {
+    /// The stored tensor.
+    pub t: TensorId,
+    /// Batch norm of it.
+    pub norm: Option<NormId>,
+    /// ReLU behind it.
+    pub relu: bool,
+}
+
+impl Input {
+    /// The tensor as it is.
+    pub fn plain(t: TensorId) -> Self {
+        Input { t, norm: None, relu: false }
+    }
+}
+
+/// A batch norm with the tensor that it normalises.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Normed {
+    /// The batch norm.
+    pub norm: NormId,
+    /// Its input.
+    pub x: TensorId,
+}
+
+/// A gradient that an op reads. Without `norm`: `t`. With: the gradient of `norm.x`, computed while reading from `t`, the
+/// finished gradient of the norm's output, whose sums [`Finish::reduce`] has taken.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Grad {
+    /// The stored gradient.
+    pub t: TensorId,
+    /// Batch norm to go back through.
+    pub norm: Option<Normed>,
+}
+
+impl Grad {
+    /// The tensor as it is.
+    pub fn plain(t: TensorId) -> Self {
+        Grad { t, norm: None }
+    }
+}
+
+/// Where a gradient passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Mask {
+    /// Everywhere.
+    #[default]
+    All,
+    /// Where this value is positive: `relu` of an [`Input`] or a stored tensor behind a ReLU.
+    Positive(Input),
+}
+
+/// What the last writer of a gradient does to it when it is complete, in this order.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Finish {
+    /// Zero where the mask does not pass.
+    pub mask: Mask,
+    /// For each batch norm whose output has this gradient: sum(g) and sum(g * xhat) a channel over images and pixels. They
+    /// overwrite the gradients of beta and gamma, and a later [`Grad`] through the norm uses them.
+    pub reduce: [Option<Normed>; 2],
+}
+
+/// Where a gradient is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GradDst {
     /// Tensor written.
     pub t: TensorId,
     /// Write rule.
     pub write: Write,
+    /// What completes it; `Finish::default()`: nothing (a later writer does).
+    pub finish: Finish,
 }
 
 /// The flat stores that the host can read and replace.
@@ -222,7 +315,7 @@ impl Bytes {
     }
 }
 
-/// A device that can run one network. All tensors given to one op are distinct unless it says otherwise.
+/// A device that can run one network. What an op writes overlaps nothing else that it reads or writes.
 /// `n` is the number of images, `1..=spec.batch`; images beyond `n` never influence a result. A ReLU lets NaN through, so
 /// that a diverged network cannot keep a finite loss.
 pub trait Backend: Send {
@@ -245,50 +338,31 @@ pub trait Backend: Send {
     /// Replaces a flat store.
     fn write_store(&mut self, store: Store, data: &[Self::Real]);
 
-    /// `y = conv(x, weight) + bias`, overwriting y.
-    fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize);
-    /// `dx = or += conv_transposed(dy, weight)`.
-    fn conv_backward_data(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize);
-    /// Overwrites the weight's gradient (kept positions only) and the bias' gradient in the gradient store.
-    fn conv_backward_weight(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize);
+    /// Coefficients of the norm from the batch statistics (biased variance) of `x`; updates the running mean and (unbiased)
+    /// variance. The host guarantees `n*H*W >= 2`.
+    fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize);
+    /// Coefficients of the norm from the running statistics, changing none.
+    fn norm_running(&mut self, norm: NormId);
 
-    /// `y = relu?(gamma * (x - mean) * rstd + beta + residual?)` with batch statistics (biased variance), which it keeps
-    /// for the backward pass; updates the running mean and (unbiased) variance. The host guarantees `n*H*W >= 2`.
-    fn norm_forward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        residual: Option<TensorId>,
-        relu: bool,
-        y: TensorId,
-        n: usize,
-    );
-    /// The same with the running statistics, changing none.
-    fn norm_infer(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize);
-    /// With `dz = relu ? dy where y > 0 else 0 : dy`: `dres = or += dz`, dx = or += batch-norm gradient of dz,
-    /// and overwrites gamma's and beta's gradients. Uses the statistics of the last `norm_forward` of this norm.
-    #[allow(clippy::too_many_arguments)]
-    fn norm_backward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        y: TensorId,
-        relu: bool,
-        dy: TensorId,
-        dx: Dst,
-        dres: Option<Dst>,
-        n: usize,
-    );
+    /// `y = conv(x, weight) + bias`, overwriting y; with `stats`, [`Backend::norm_stats`] of y.
+    fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize);
+    /// Overwrites the weight's gradient (kept positions only) and the bias' gradient in the gradient store, and
+    /// `dx = or += conv_transposed(dy, weight)`. dx may not overlap anything read, but for what its finish reads.
+    fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize);
 
-    /// `y = relu?(a + b?)`; `a` and `b` may be one tensor.
-    fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize);
-    /// With dz as in `norm_backward`: `da = or += dz`, `db = or += dz`. `da` and `db` may be one tensor only if both accumulate.
-    fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize);
+    /// `y = relu?(a + b?)`; `a` and `b` may read one tensor.
+    fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize);
+    /// `dx = or += dy`.
+    fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize);
 
     /// Mean over H,W: x [C,H,W] -> y [C,1,1].
-    fn pool_forward(&mut self, x: TensorId, y: TensorId, n: usize);
+    fn pool_forward(&mut self, x: Input, y: TensorId, n: usize);
     /// `dx = or += dy / (H*W)`.
-    fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize);
+    fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize);
+    /// Maximum over windows: x [C,H,W] -> y [C,P,Q]; NaN wins.
+    fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize);
+    /// `dx = or += dy` at each window's maximum, the first one in row order among equals.
+    fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize);
 
     /// Softmax cross-entropy of logits [C,1,1] with label smoothing `s`: `(1-s)*nll + s*mean over classes of -log p`.
     /// The loss is the same bits whether or not `dlogits` is given. If it is, overwrites it with the gradient of the *mean* loss over the `n` images.

@@ -2,7 +2,7 @@
 
 use super::lower::{Backward, Forward, Program, lower};
 use super::{Graph, NetState, NormState, ParamState};
-use crate::backend::{Backend, BatchLoss, Real, SgdStep, Spec, Store};
+use crate::backend::{Backend, BatchLoss, NormId, Real, SgdStep, Spec, Store};
 use crate::error::{Error, Result};
 use crate::sparsity::Mask;
 
@@ -73,7 +73,12 @@ impl<B: Backend> Net<B> {
     /// Names the batch norm and what to do.
     pub fn check_batch(&self, n: usize) -> Result<()> {
         for f in &self.program.forward {
-            if let Forward::Norm { norm, x, .. } = f {
+            let (norm, x) = match *f {
+                Forward::Conv { stats: Some(norm), y, .. } => (norm, y),
+                Forward::Stats { norm, x } => (norm, x),
+                _ => continue,
+            };
+            {
                 let plane = self.program.spec.tensors[x.0 as usize].plane;
                 if n * (plane.h * plane.w) as usize == 1 {
                     return Err(Error::Usage(format!(
@@ -98,20 +103,20 @@ impl<B: Backend> Net<B> {
         let b = &mut self.backend;
         for op in &self.program.forward {
             match *op {
-                Forward::Conv { conv, x, y } => b.conv_forward(conv, x, y, n),
-                Forward::Norm { norm, x, residual, relu, y } => b.norm_forward(norm, x, residual, relu, y, n),
+                Forward::Conv { conv, x, y, stats } => b.conv_forward(conv, x, y, stats, n),
+                Forward::Stats { norm, x } => b.norm_stats(norm, x, n),
                 Forward::Join { a, b: other, relu, y } => b.join_forward(a, other, relu, y, n),
                 Forward::Pool { x, y } => b.pool_forward(x, y, n),
+                Forward::MaxPool { pool, x, y } => b.max_pool_forward(pool, x, y, n),
             }
         }
         let loss = b.cross_entropy(self.program.logits, labels, smoothing, Some(self.program.dlogits), n);
         for op in &self.program.backward {
             match *op {
-                Backward::ConvData { conv, dy, dx } => b.conv_backward_data(conv, dy, dx, n),
-                Backward::ConvWeight { conv, x, dy } => b.conv_backward_weight(conv, x, dy, n),
-                Backward::Norm { norm, x, y, relu, dy, dx, dres } => b.norm_backward(norm, x, y, relu, dy, dx, dres, n),
-                Backward::Join { y, relu, dy, da, db } => b.join_backward(y, relu, dy, da, db, n),
+                Backward::Conv { conv, x, dy, dx } => b.conv_backward(conv, x, dy, dx, n),
+                Backward::Copy { dy, dx } => b.copy_backward(dy, dx, n),
                 Backward::Pool { dy, dx } => b.pool_backward(dy, dx, n),
+                Backward::MaxPool { pool, x, dy, dx } => b.max_pool_backward(pool, x, dy, dx, n),
             }
         }
         loss
@@ -129,12 +134,16 @@ impl<B: Backend> Net<B> {
     pub fn infer(&mut self, images: &[B::Real], labels: &[u32]) -> BatchLoss {
         let n = self.feed(images, labels);
         let b = &mut self.backend;
+        for norm in 0..self.program.spec.norms.len() {
+            b.norm_running(NormId(norm as u32));
+        }
         for op in &self.program.forward {
             match *op {
-                Forward::Conv { conv, x, y } => b.conv_forward(conv, x, y, n),
-                Forward::Norm { norm, x, residual, relu, y } => b.norm_infer(norm, x, residual, relu, y, n),
+                Forward::Conv { conv, x, y, .. } => b.conv_forward(conv, x, y, None, n),
+                Forward::Stats { .. } => {}
                 Forward::Join { a, b: other, relu, y } => b.join_forward(a, other, relu, y, n),
                 Forward::Pool { x, y } => b.pool_forward(x, y, n),
+                Forward::MaxPool { pool, x, y } => b.max_pool_forward(pool, x, y, n),
             }
         }
         b.cross_entropy(self.program.logits, labels, 0.0, None, n)

@@ -1,35 +1,40 @@
 //! From a graph to operations: fusion, gradients, and the memory plan.
 //!
-//! Fusion is decided here and nowhere else: batch norm takes the addition and the ReLU behind it, an addition takes its
-//! ReLU, whenever the value in between has no other reader.
+//! Fusion is decided here and nowhere else. A batch norm or ReLU is never stored: whoever reads it computes it while
+//! reading ([`Input`]). Stored are the images, each convolution's raw output, each addition (with its ReLU, if nobody
+//! else reads the sum) and each pooling; saved for the backward pass is nothing else.
 
+use super::arena;
+use super::backward::backward;
 use super::{Graph, NodeId, Op};
 use crate::backend::{
-    ConvId, ConvSpec, Dst, NormId, NormSpec, ParamId, ParamSpec, Plane, Spec, TensorId, TensorSpec, Write,
+    ConvId, ConvSpec, Grad, GradDst, Input, NormId, NormSpec, ParamId, ParamSpec, Plane, PoolId, Spec, TensorId,
+    TensorSpec,
 };
 use crate::error::{Error, Result};
 use crate::sparsity::Mask;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 /// A forward operation on tensors.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // the fields are the arguments of the backend operation of the same name
 pub enum Forward {
-    Conv { conv: ConvId, x: TensorId, y: TensorId },
-    Norm { norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId },
-    Join { a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId },
-    Pool { x: TensorId, y: TensorId },
+    Conv { conv: ConvId, x: Input, y: TensorId, stats: Option<NormId> },
+    Stats { norm: NormId, x: TensorId },
+    Join { a: Input, b: Option<Input>, relu: bool, y: TensorId },
+    Pool { x: Input, y: TensorId },
+    MaxPool { pool: PoolId, x: Input, y: TensorId },
 }
 
 /// A backward operation on tensors, in execution order.
 #[derive(Clone, Copy, Debug)]
 #[allow(missing_docs)] // as above
 pub enum Backward {
-    ConvData { conv: ConvId, dy: TensorId, dx: Dst },
-    ConvWeight { conv: ConvId, x: TensorId, dy: TensorId },
-    Norm { norm: NormId, x: TensorId, y: TensorId, relu: bool, dy: TensorId, dx: Dst, dres: Option<Dst> },
-    Join { y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst> },
-    Pool { dy: TensorId, dx: Dst },
+    Conv { conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst> },
+    Copy { dy: Grad, dx: GradDst },
+    Pool { dy: Grad, dx: GradDst },
+    MaxPool { pool: PoolId, x: Input, dy: Grad, dx: GradDst },
 }
 
 /// A lowered network: what the backend allocates, and what it runs.
@@ -49,15 +54,44 @@ pub struct Program {
     pub dlogits: TensorId,
 }
 
-/// A node after fusion, at the place of the last node it took in.
-struct Fused {
-    op: Op,
-    /// Node whose value `op` reads first.
-    x: NodeId,
-    residual: Option<NodeId>,
-    relu: bool,
-    /// Node whose value this is.
-    out: NodeId,
+impl Forward {
+    /// Tensors read, and the tensor written.
+    pub(super) fn uses(&self) -> (Vec<TensorId>, Option<TensorId>) {
+        match *self {
+            Forward::Conv { x, y, .. } | Forward::Pool { x, y } | Forward::MaxPool { x, y, .. } => (vec![x.t], Some(y)),
+            Forward::Stats { x, .. } => (vec![x], None),
+            Forward::Join { a, b, y, .. } => (std::iter::once(a).chain(b).map(|i| i.t).collect(), Some(y)),
+        }
+    }
+}
+
+impl Backward {
+    /// The gradient written.
+    pub(super) fn dst(&mut self) -> Option<&mut GradDst> {
+        match self {
+            Backward::Conv { dx, .. } => dx.as_mut(),
+            Backward::Copy { dx, .. } | Backward::Pool { dx, .. } | Backward::MaxPool { dx, .. } => Some(dx),
+        }
+    }
+
+    /// Tensors read, those of the finish included, and the gradient written.
+    pub(super) fn uses(&self) -> (Vec<TensorId>, Option<GradDst>) {
+        let (x, dy, dx) = match *self {
+            Backward::Conv { x, dy, dx, .. } => (Some(x), dy, dx),
+            Backward::MaxPool { x, dy, dx, .. } => (Some(x), dy, Some(dx)),
+            Backward::Copy { dy, dx } | Backward::Pool { dy, dx } => (None, dy, Some(dx)),
+        };
+        let mut reads = vec![dy.t];
+        reads.extend(x.map(|x| x.t));
+        reads.extend(dy.norm.map(|n| n.x));
+        if let Some(GradDst { finish, .. }) = dx {
+            reads.extend(finish.reduce.iter().flatten().map(|n| n.x));
+            if let crate::backend::Mask::Positive(x) = finish.mask {
+                reads.push(x.t);
+            }
+        }
+        (reads, dx)
+    }
 }
 
 /// Lowers `graph` with `masks` (by parameter name; weights without one are dense) for at most `batch` images.
@@ -72,98 +106,127 @@ pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
             "a network ends in logits of Cx1x1 and takes at least one image a batch; got {classes}x{h}x{w} and {batch}"
         )));
     }
-    let fused = fuse(graph);
-    if let Some(dead) = (1..last).find(|&i| graph.nodes().iter().all(|n| !n.inputs.contains(&NodeId(i)))) {
+    let readers = readers(graph);
+    if let Some(dead) = (1..last).find(|&i| readers[i].is_empty()) {
         return Err(Error::Usage(format!("node {dead} ({:?}) feeds nothing: remove it", graph.nodes()[dead].op)));
     }
-    let mut plan = Plan { graph, spec: storage(graph, masks, batch)?, free: HashMap::new() };
-
-    let mut tensor: BTreeMap<usize, TensorId> = BTreeMap::new();
-    tensor.insert(0, plan.tensor(plan.plane(0, input_halo(graph, &fused, 0))));
-    for f in &fused {
-        let halo = input_halo(graph, &fused, f.out.0);
-        tensor.insert(f.out.0, plan.tensor(plan.plane(f.out.0, halo)));
-    }
-    let t = |id: NodeId| tensor[&id.0];
-    let forward = fused.iter().map(|f| match f.op {
-        Op::Conv(c) => Forward::Conv { conv: ConvId(c as u32), x: t(f.x), y: t(f.out) },
-        Op::Norm(m) => {
-            Forward::Norm { norm: NormId(m as u32), x: t(f.x), residual: f.residual.map(t), relu: f.relu, y: t(f.out) }
-        }
-        Op::Pool => Forward::Pool { x: t(f.x), y: t(f.out) },
-        Op::Relu | Op::Add | Op::Input => Forward::Join { a: t(f.x), b: f.residual.map(t), relu: f.relu, y: t(f.out) },
-    });
-    let forward = forward.collect();
-
-    // Gradients: walk back; the first writer of a node's gradient overwrites, later ones accumulate; freed after its reader.
-    let mut needs = vec![false; graph.nodes().len()];
-    for f in &fused {
-        let own = matches!(f.op, Op::Conv(_) | Op::Norm(_));
-        needs[f.out.0] = own || needs[f.x.0] || f.residual.is_some_and(|r| needs[r.0]);
-    }
-    let mut grads: HashMap<usize, TensorId> = HashMap::new();
-    let dlogits = plan.grad(last, &fused);
-    grads.insert(last, dlogits);
-    let mut backward = Vec::new();
-    for f in fused.iter().rev() {
-        let Some(dy) = grads.remove(&f.out.0) else { continue };
-        let mut dst = |plan: &mut Plan, id: NodeId| {
-            needs[id.0].then(|| match grads.get(&id.0) {
-                Some(&t) => Dst { t, write: Write::Accumulate },
-                None => {
-                    let t = plan.grad(id.0, &fused);
-                    grads.insert(id.0, t);
-                    Dst { t, write: Write::Overwrite }
-                }
-            })
-        };
-        match f.op {
-            Op::Conv(c) => {
-                let conv = ConvId(c as u32);
-                backward.push(Backward::ConvWeight { conv, x: t(f.x), dy });
-                if let Some(dx) = dst(&mut plan, f.x) {
-                    backward.push(Backward::ConvData { conv, dy, dx });
-                }
-            }
-            Op::Norm(m) => {
-                let dx = dst(&mut plan, f.x).ok_or_else(|| frozen("batch norm"))?;
-                let dres = f.residual.and_then(|r| dst(&mut plan, r));
-                let norm = NormId(m as u32);
-                backward.push(Backward::Norm { norm, x: t(f.x), y: t(f.out), relu: f.relu, dy, dx, dres });
-            }
-            Op::Pool => {
-                if let Some(dx) = dst(&mut plan, f.x) {
-                    backward.push(Backward::Pool { dy, dx });
-                }
-            }
-            Op::Relu | Op::Add | Op::Input => {
-                let da = dst(&mut plan, f.x);
-                let db = f.residual.and_then(|r| dst(&mut plan, r));
-                let (da, db) = if da.is_some() { (da, db) } else { (db, None) };
-                let (y, relu) = (t(f.out), f.relu);
-                match (da, db) {
-                    (Some(da), Some(db)) if da.t == db.t => {
-                        backward.push(Backward::Join { y, relu, dy, da, db: None });
-                        backward.push(Backward::Join { y, relu, dy, da: db, db: None });
-                    }
-                    (Some(da), db) => backward.push(Backward::Join { y, relu, dy, da, db }),
-                    (None, _) => {}
-                }
-            }
-        }
-        plan.release(dy);
-    }
-    Ok(Program { forward, backward, input: tensor[&0], logits: tensor[&last], dlogits, spec: plan.spec })
+    let mut plan = Plan { graph, spec: storage(graph, masks, batch)? };
+    let (values, mut forward) = forward(&mut plan, &readers);
+    let (input, logits) = (values[0].t, stored(&mut plan, &mut forward, last, values[last]));
+    let (dlogits, backward) = backward(&mut plan, &readers, &values);
+    let mut program = Program { spec: plan.spec, forward, backward, input, logits, dlogits };
+    let alive = program.lifetimes();
+    program.spec.arena = arena::place(&mut program.spec.tensors, &alive);
+    Ok(program)
 }
 
-fn frozen(what: &str) -> Error {
-    Error::Usage(format!("a {what} directly on the images is not supported: put a convolution before it"))
+impl Program {
+    /// From first write to last use of each tensor, in operations: the images' arrival, the forward pass, the loss, the
+    /// backward pass. Logits live to the end: the host reads them.
+    fn lifetimes(&self) -> Vec<RangeInclusive<usize>> {
+        let mut alive: Vec<Option<(usize, usize)>> = vec![None; self.spec.tensors.len()];
+        let mut touch = |t: TensorId, at: usize| {
+            let span = alive[t.0 as usize].get_or_insert((at, at));
+            span.1 = at;
+        };
+        touch(self.input, 0);
+        for (i, op) in self.forward.iter().enumerate() {
+            let (reads, y) = op.uses();
+            reads.into_iter().chain(y).for_each(|t| touch(t, 1 + i));
+        }
+        let loss = 1 + self.forward.len();
+        touch(self.logits, loss);
+        touch(self.dlogits, loss);
+        for (i, op) in self.backward.iter().enumerate() {
+            let (reads, dx) = op.uses();
+            reads.into_iter().chain(dx.map(|d| d.t)).for_each(|t| touch(t, loss + 1 + i));
+        }
+        touch(self.logits, loss + 1 + self.backward.len());
+        alive.into_iter().map(|span| span.expect("every tensor is used")).map(|(from, to)| from..=to).collect()
+    }
+}
+
+/// Nodes that read each node; the caller, who reads the logits, counts as the node after the last.
+fn readers(graph: &Graph) -> Vec<Vec<usize>> {
+    let mut readers = vec![vec![]; graph.nodes().len()];
+    for (i, node) in graph.nodes().iter().enumerate() {
+        node.inputs.iter().for_each(|id| readers[id.0].push(i));
+    }
+    let last = graph.nodes().len() - 1;
+    readers[last].push(last + 1);
+    readers
+}
+
+/// The value of each node, and the operations that make the stored ones.
+fn forward(plan: &mut Plan, readers: &[Vec<usize>]) -> (Vec<Input>, Vec<Forward>) {
+    let graph = plan.graph;
+    let nodes = graph.nodes();
+    let mut values: Vec<Input> = Vec::new();
+    let mut ops = Vec::new();
+    for (i, node) in nodes.iter().enumerate() {
+        let operand = node.inputs.first().map(|id| values[id.0]);
+        let value = match (&node.op, operand) {
+            (Op::Conv(c), Some(x)) => {
+                let norm = |&r: &usize| match nodes.get(r).map(|n| &n.op) {
+                    Some(Op::Norm(m)) => Some(NormId(*m as u32)),
+                    _ => None,
+                };
+                let y = plan.tensor(i);
+                ops.push(Forward::Conv { conv: ConvId(*c as u32), x, y, stats: readers[i].iter().find_map(norm) });
+                Input::plain(y)
+            }
+            (Op::Norm(m), Some(x)) => {
+                let (t, norm) = (stored(plan, &mut ops, node.inputs[0].0, x), NormId(*m as u32));
+                if !ops.iter().any(|op| matches!(op, Forward::Conv { stats, .. } if *stats == Some(norm))) {
+                    ops.push(Forward::Stats { norm, x: t });
+                }
+                Input { t, norm: Some(norm), relu: false }
+            }
+            (Op::Relu, Some(x)) if fused_relu(graph, readers, node.inputs[0]) => x,
+            (Op::Relu, Some(x)) => Input { relu: true, ..x },
+            (Op::Add, Some(a)) => {
+                let y = plan.tensor(i);
+                let relu = fused_relu(graph, readers, NodeId(i));
+                ops.push(Forward::Join { a, b: Some(values[node.inputs[1].0]), relu, y });
+                Input::plain(y)
+            }
+            (Op::Pool, Some(x)) => {
+                let y = plan.tensor(i);
+                ops.push(Forward::Pool { x, y });
+                Input::plain(y)
+            }
+            (Op::MaxPool(p), Some(x)) => {
+                let y = plan.tensor(i);
+                ops.push(Forward::MaxPool { pool: PoolId(*p as u32), x, y });
+                Input::plain(y)
+            }
+            (Op::Input, _) | (_, None) => Input::plain(plan.tensor(i)),
+        };
+        values.push(value);
+    }
+    (values, ops)
+}
+
+/// The tensor that holds the value of node `i` as it is.
+fn stored(plan: &mut Plan, ops: &mut Vec<Forward>, i: usize, value: Input) -> TensorId {
+    if value == Input::plain(value.t) {
+        return value.t;
+    }
+    let y = plan.tensor(i);
+    ops.push(Forward::Join { a: value, b: None, relu: false, y });
+    y
+}
+
+/// Whether `node` is an addition that its only reader, a ReLU, is fused into.
+pub(super) fn fused_relu(graph: &Graph, readers: &[Vec<usize>], node: NodeId) -> bool {
+    let relu = |&r: &usize| graph.nodes().get(r).is_some_and(|n| n.op == Op::Relu);
+    graph.nodes()[node.0].op == Op::Add && readers[node.0].len() == 1 && readers[node.0].iter().all(relu)
 }
 
 /// Parameters and layers of the spec, with the masks' kept positions.
 fn storage(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Spec> {
     let mut by_name: HashMap<&str, &Mask> = masks.iter().map(|m| (m.name.as_str(), m)).collect();
-    let mut spec = Spec { batch, ..Spec::default() };
+    let mut spec = Spec { batch, pools: graph.pools().to_vec(), ..Spec::default() };
     for p in graph.params() {
         let mask = if p.maskable { by_name.remove(p.name.as_str()) } else { None };
         if let Some(m) = mask.filter(|m| m.shape != p.shape) {
@@ -189,191 +252,21 @@ fn storage(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Spec> {
     Ok(spec)
 }
 
-fn fuse(graph: &Graph) -> Vec<Fused> {
-    let nodes = graph.nodes();
-    let mut readers = vec![0; nodes.len()];
-    for id in nodes.iter().flat_map(|n| &n.inputs) {
-        readers[id.0] += 1;
-    }
-    readers[nodes.len() - 1] += 1; // the caller reads the logits
-    let mut taken = vec![false; nodes.len()];
-    let mut fused: Vec<Fused> = Vec::new();
-    // From the end, so that a ReLU takes its addition before the addition looks for its batch norm.
-    for (i, node) in nodes.iter().enumerate().rev() {
-        if taken[i] || matches!(node.op, Op::Input) {
-            continue;
-        }
-        let mut f = Fused {
-            op: node.op.clone(),
-            x: node.inputs[0],
-            residual: node.inputs.get(1).copied(),
-            relu: matches!(node.op, Op::Relu),
-            out: NodeId(i),
-        };
-        let alone = |id: NodeId, taken: &[bool]| readers[id.0] == 1 && !taken[id.0];
-        if matches!(f.op, Op::Relu) && matches!(nodes[f.x.0].op, Op::Add) && alone(f.x, &taken) {
-            taken[f.x.0] = true;
-            f.op = Op::Add;
-            f.residual = Some(nodes[f.x.0].inputs[1]);
-            f.x = nodes[f.x.0].inputs[0];
-        }
-        if matches!(f.op, Op::Relu | Op::Add) {
-            let is_norm = |id: NodeId| matches!(nodes[id.0].op, Op::Norm(_)) && alone(id, &taken);
-            if let Some(r) = f.residual.filter(|&r| !is_norm(f.x) && is_norm(r)) {
-                f.residual = Some(f.x);
-                f.x = r;
-            }
-            // x + norm(x) stays apart: one operation must not have the same tensor as two destinations.
-            if is_norm(f.x) && f.residual != Some(nodes[f.x.0].inputs[0]) {
-                taken[f.x.0] = true;
-                f.op = nodes[f.x.0].op.clone();
-                f.x = nodes[f.x.0].inputs[0];
-            }
-        }
-        fused.push(f);
-    }
-    fused.reverse();
-    fused
-}
-
-/// Halo that the convolutions reading `node` need.
-fn input_halo(graph: &Graph, fused: &[Fused], node: usize) -> u32 {
-    let reads = fused.iter().filter(|f| f.x.0 == node);
-    let convs = reads.filter_map(|f| if let Op::Conv(c) = f.op { Some(c) } else { None });
-    convs.map(|c| graph.convs()[c].geom.input_halo()).max().unwrap_or(0)
-}
-
-struct Plan<'g> {
-    graph: &'g Graph,
-    spec: Spec,
-    /// Released gradient slots by plane: reused only by equal planes, so that zero halos stay zero.
-    free: HashMap<Plane, Vec<u32>>,
+/// The spec as it grows.
+pub(super) struct Plan<'g> {
+    pub(super) graph: &'g Graph,
+    pub(super) spec: Spec,
 }
 
 impl Plan<'_> {
-    fn plane(&self, node: usize, halo: u32) -> Plane {
+    /// A tensor of the shape of a node's output; its place comes last.
+    pub(super) fn tensor(&mut self, node: usize) -> TensorId {
         let (c, h, w) = self.graph.nodes()[node].chw;
-        Plane { c, h, w, halo }
-    }
-
-    fn tensor(&mut self, plane: Plane) -> TensorId {
-        let slot = self.free.get_mut(&plane).and_then(Vec::pop).unwrap_or_else(|| {
-            self.spec.slots.push(plane);
-            self.spec.slots.len() as u32 - 1
-        });
-        self.spec.tensors.push(TensorSpec { plane, slot });
+        self.spec.tensors.push(TensorSpec { plane: Plane { c, h, w }, at: 0 });
         TensorId(self.spec.tensors.len() as u32 - 1)
-    }
-
-    /// The gradient of a node's value, with the halo that the data gradient of the convolution that made it reads.
-    fn grad(&mut self, node: usize, fused: &[Fused]) -> TensorId {
-        let halo = match fused.iter().find(|f| f.out.0 == node).map(|f| (&f.op, f.x)) {
-            Some((&Op::Conv(c), x)) if x.0 != 0 => self.graph.convs()[c].geom.output_halo(),
-            _ => 0,
-        };
-        self.tensor(self.plane(node, halo))
-    }
-
-    fn release(&mut self, t: TensorId) {
-        let TensorSpec { plane, slot } = self.spec.tensors[t.0 as usize];
-        self.free.entry(plane).or_default().push(slot);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Replays who last wrote each slot: every read must find the tensor it names.
-    fn check_storage(p: &Program) -> usize {
-        let mut holder: HashMap<u32, TensorId> = HashMap::new();
-        let slot = |t: TensorId| p.spec.tensors[t.0 as usize].slot;
-        for t in &p.spec.tensors {
-            assert_eq!(p.spec.slots[t.slot as usize], t.plane, "a slot holds one kind of plane");
-        }
-        let read = |holder: &HashMap<u32, TensorId>, t: TensorId| assert_eq!(holder.get(&slot(t)), Some(&t), "{t:?}");
-        holder.insert(slot(p.input), p.input);
-        for f in &p.forward {
-            let (reads, y) = match *f {
-                Forward::Conv { x, y, .. } | Forward::Pool { x, y } => (vec![x], y),
-                Forward::Norm { x, residual, y, .. } => (std::iter::once(x).chain(residual).collect(), y),
-                Forward::Join { a, b, y, .. } => (std::iter::once(a).chain(b).collect(), y),
-            };
-            reads.into_iter().for_each(|t| read(&holder, t));
-            holder.insert(slot(y), y);
-        }
-        read(&holder, p.logits);
-        holder.insert(slot(p.dlogits), p.dlogits);
-        for b in &p.backward {
-            let (reads, dsts) = match *b {
-                Backward::ConvData { dy, dx, .. } | Backward::Pool { dy, dx } => (vec![dy], vec![dx]),
-                Backward::ConvWeight { x, dy, .. } => (vec![x, dy], vec![]),
-                Backward::Norm { x, y, dy, dx, dres, .. } => {
-                    (vec![x, y, dy], std::iter::once(dx).chain(dres).collect())
-                }
-                Backward::Join { y, dy, da, db, .. } => (vec![y, dy], std::iter::once(da).chain(db).collect()),
-            };
-            reads.iter().for_each(|&t| read(&holder, t));
-            for d in dsts {
-                assert!(reads.iter().all(|&r| slot(r) != slot(d.t)), "{b:?} overwrites what it reads");
-                if d.write == Write::Accumulate {
-                    read(&holder, d.t);
-                }
-                holder.insert(slot(d.t), d.t);
-            }
-        }
-        p.spec.slots.len()
-    }
-
-    #[test]
-    fn resnet_is_fused_and_its_memory_plan_holds() {
-        let g = crate::models::resnet(20, 16, 3, 10, 32).unwrap();
-        let p = lower(&g, &[], 16).unwrap();
-        let count = |f: fn(&Forward) -> bool| p.forward.iter().filter(|x| f(x)).count();
-        assert_eq!(count(|f| matches!(f, Forward::Conv { .. })), 22);
-        assert_eq!(count(|f| matches!(f, Forward::Norm { .. })), 21, "each batch norm once");
-        assert_eq!(
-            count(|f| matches!(f, Forward::Norm { residual: Some(_), relu: true, .. })),
-            9,
-            "each residual join"
-        );
-        assert_eq!(count(|f| matches!(f, Forward::Join { .. })), 0, "nothing left to join");
-        let data = p.backward.iter().filter(|b| matches!(b, Backward::ConvData { .. })).count();
-        assert_eq!(data, 21, "no data gradient for the images");
-        let slots = check_storage(&p);
-        assert!(slots <= p.forward.len() + 1 + 14, "gradient slots are reused: {slots}");
-    }
-
-    #[test]
-    fn graphs_that_are_no_resnets_lower_too() {
-        let mut g = Graph::new(2, 6, 6);
-        let a = g.conv("a", g.input(), 4, 3, 1, 1).unwrap();
-        let n = g.norm("n", a);
-        let twice = g.add(n, n).unwrap(); // two reads of one value
-        let r = g.relu(twice);
-        let m = g.norm("m", r);
-        let own = g.add(m, r).unwrap(); // x + norm(x)
-        let c = g.conv("c", own, 4, 1, 1, 0).unwrap();
-        let s = g.add(c, own).unwrap();
-        let p = g.pool(s);
-        g.linear("fc", p, 3).unwrap();
-        check_storage(&lower(&g, &[], 4).unwrap());
-    }
-
-    #[test]
-    fn masks_must_fit() {
-        let g = crate::models::resnet(8, 4, 1, 3, 8).unwrap();
-        let mask = |name: &str, shape: Vec<usize>| Mask {
-            name: name.into(),
-            shape,
-            density: 0.5,
-            kept: Some(vec![0, 1].into()),
-        };
-        let p = lower(&g, &[mask("conv.weight", vec![4, 1, 3, 3])], 4).unwrap();
-        assert_eq!(p.spec.params[0].range, 0..2, "only kept weights are stored");
-        assert_eq!(p.spec.stored(), g.param_count() - 34);
-        for bad in [mask("conv.weight", vec![4, 9]), mask("bn.weight", vec![4]), mask("nowhere", vec![4])] {
-            assert_eq!(lower(&g, &[bad], 4).unwrap_err().exit_code(), 2);
-        }
-    }
-}
+#[path = "lower_tests.rs"]
+mod tests;

@@ -13,6 +13,8 @@
 //! # Ok::<(), sparse_engine::Error>(())
 //! ```
 
+mod arena;
+mod backward;
 mod exec;
 mod init;
 pub mod lower;
@@ -21,6 +23,7 @@ mod state;
 pub use exec::Net;
 pub use state::{NetState, NormState, ParamState};
 
+use crate::backend::PoolSpec;
 use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
 use crate::sparsity::Maskable;
@@ -44,6 +47,8 @@ pub enum Op {
     Add,
     /// Mean over rows and columns.
     Pool,
+    /// Maximum over windows; index into [`Graph::pools`].
+    MaxPool(usize),
 }
 
 /// A node: operation, inputs, and the shape C,H,W of its output for one image.
@@ -127,13 +132,14 @@ pub struct Graph {
     params: Vec<Param>,
     convs: Vec<Conv>,
     norms: Vec<Norm>,
+    pools: Vec<PoolSpec>,
 }
 
 impl Graph {
     /// A graph that takes images of `c` channels, `h` rows, `w` columns.
     pub fn new(c: usize, h: usize, w: usize) -> Self {
         let node = Node { op: Op::Input, inputs: vec![], chw: (c as u32, h as u32, w as u32) };
-        Graph { nodes: vec![node], params: vec![], convs: vec![], norms: vec![] }
+        Graph { nodes: vec![node], params: vec![], convs: vec![], norms: vec![], pools: vec![] }
     }
 
     /// The images.
@@ -159,6 +165,11 @@ impl Graph {
     /// Batch norms in creation order.
     pub fn norms(&self) -> &[Norm] {
         &self.norms
+    }
+
+    /// Maximum poolings in creation order.
+    pub fn pools(&self) -> &[PoolSpec] {
+        &self.pools
     }
 
     /// Parameters of the dense network.
@@ -244,6 +255,22 @@ impl Graph {
     /// Mean over rows and columns.
     pub fn pool(&mut self, x: NodeId) -> NodeId {
         self.push(Op::Pool, vec![x], (self.nodes[x.0].chw.0, 1, 1))
+    }
+
+    /// Maximum over `size` x `size` windows; padding never wins.
+    ///
+    /// # Errors
+    /// A window larger than the padded input, or padding not smaller than the window.
+    pub fn max_pool(&mut self, x: NodeId, size: usize, stride: usize, pad: usize) -> Result<NodeId> {
+        let (c, h, w) = self.nodes[x.0].chw;
+        let [h, w] = [h, w].map(|v| v as usize + 2 * pad);
+        if pad >= size || stride == 0 || h < size || w < size {
+            return Err(Error::Usage(format!("max pool fits not")));
+        }
+        let out = [h, w].map(|v| ((v - size) / stride + 1) as u32);
+        let [size, stride, pad] = [size, stride, pad].map(|v| v as u32);
+        self.pools.push(PoolSpec { size, stride, pad });
+        Ok(self.push(Op::MaxPool(self.pools.len() - 1), vec![x], (c, out[0], out[1])))
     }
 
     fn param(&mut self, name: String, shape: Vec<usize>, init: Init, maskable: bool) -> usize {

@@ -1,214 +1,462 @@
-//! Forward pass and data gradient: one kernel, a sum over non-zeros.
+//! A convolution's passes: tasks, patches, kernels, epilogues. The kernels are in `gather.rs` and `dots.rs`.
 //!
-//! A register tile holds up to 7 pixels (of 16 images each) of one output row; a loop over the non-zeros of the output
-//! channel broadcasts the value and multiplies it with the pixels at the entry's offset, straight from memory.
-//! Every output's additions have one order, whatever the tiles, tasks and threads.
-#![allow(clippy::needless_range_loop)] // index loops of constant length become registers
+//! A task takes a patch of the output (forward) or of the input (data gradient) of one block of 16 images: it copies what
+//! the patch reads into scratch, halo and zeros included, computing operands on the way; runs the kernel; and works on the
+//! result while it is near. What the patches are depends on the plan only, so results do not depend on the threads.
 
-use super::layout::{LANES, View, blocks};
-use super::simd::{Isa, V16, entry_points};
-use super::structure::{ConvPlan, Lists};
-use super::workers::Workers;
+use super::dots::{Pair, Places, dots};
+use super::epilogue::{Area, Finisher, finish, stats};
+use super::gather::{Entries, Grid, gather};
+use super::layout::{LANES, View, blocks, valid};
+use super::simd::{Isa, V16, entry_points, lane_mask, sum8};
+use super::source::{Eval, Source, Window, fill, with_grad};
+use super::structure::{ConvPlan, Rect, Strides, part};
+use super::workers::{Shared, Workers};
 use crate::backend::Write;
 use std::ops::Range;
 
-/// One grid of output pixels: `dst[o][row][col] = start + sum over entries of value * src[offset + row, col]`.
-/// Strides in floats; `src` and `dst` point at block 0.
-struct Gather<'a> {
-    src: View,
-    /// Source strides of one output row and one output column.
-    src_row: usize,
-    src_step: usize,
-    dst: View,
-    /// First output pixel from the padded start, and strides of one output row and column.
-    dst_at: usize,
-    dst_row: usize,
-    dst_step: usize,
-    rows: usize,
-    cols: usize,
-    /// Segments of output 0 onwards.
-    starts: &'a [u32],
-    blocks: usize,
-    offs: &'a [u32],
-    values: &'a [f32],
-    bias: Option<&'a [f32]>,
-    write: Write,
+/// Entries up to which one task computes both gradients of a patch, its sums in L2 beside the patches (256 KB).
+const JOINT_ENTRIES: usize = 8192;
+/// Parts that the patches of all images are cut into for the weight gradient; their sums are added in order.
+const PARTS: usize = 32;
+/// Most sums of all parts (4 MB): large layers have output channels enough to keep all threads busy.
+const PART_SUMS: usize = 1 << 20;
+
+/// What every pass needs.
+pub(super) struct Ctx<'a> {
+    pub(super) isa: Isa,
+    pub(super) workers: &'a Workers,
+    pub(super) scratch: &'a mut Scratch,
+    /// Images.
+    pub(super) n: usize,
 }
 
-/// `y = conv(x) + bias`.
-pub(super) fn forward(isa: Isa, workers: &Workers, plan: &ConvPlan, values: &[f32], x: View, y: View, n: usize) {
-    let st = plan.geom.stride as usize;
-    let Lists { blocks, starts, offs, .. } = &plan.forward;
-    let g = Gather {
-        src: x,
-        src_row: st * x.row,
-        src_step: st * LANES,
-        dst: y,
-        dst_at: y.interior(),
-        dst_row: y.row,
-        dst_step: LANES,
-        rows: y.rows(),
-        cols: y.cols(),
-        starts,
-        blocks: *blocks,
-        offs,
-        values: &values[plan.weight.clone()],
-        bias: plan.bias.as_ref().map(|b| &values[b.clone()]),
-        write: Write::Overwrite,
-    };
-    run(isa, workers, &g, n);
+/// Buffers, sized for the largest convolution.
+pub(super) struct Scratch {
+    /// For each worker: input patch, gradient patch, 8 floats an entry of a group.
+    floats: Vec<f32>,
+    at: [usize; 3],
+    each: usize,
+    /// For each part, one float an entry.
+    parts: Vec<f32>,
+    /// Statistics of each (block, patch, channel).
+    pub(super) stats: Vec<[f64; 3]>,
+    /// Sums for up to two norms of each (block, patch, channel).
+    pub(super) sums: Vec<[[f64; 2]; 2]>,
 }
 
-/// `dx = or += conv_transposed(dy)`; the transposed values must be fresh.
-pub(super) fn backward_data(isa: Isa, workers: &Workers, plan: &ConvPlan, dy: View, dx: View, write: Write, n: usize) {
-    let st = plan.geom.stride as usize;
-    let Lists { blocks, starts, offs, .. } = &plan.transposed;
-    let segments = dx.channels() * blocks;
-    for (i, class) in plan.classes.iter().enumerate() {
-        let starts = &starts[i * segments..=(i + 1) * segments];
-        if write == Write::Accumulate && starts[0] == starts[segments] {
-            continue;
-        }
-        let g = Gather {
-            src: dy,
-            src_row: dy.row,
-            src_step: LANES,
-            dst: dx,
-            dst_at: dx.interior() + class.at[0] * dx.row + class.at[1] * LANES,
-            dst_row: st * dx.row,
-            dst_step: st * LANES,
-            rows: class.size[0],
-            cols: class.size[1],
-            starts,
-            blocks: *blocks,
-            offs,
-            values: &plan.values_t,
-            bias: None,
-            write,
+impl Scratch {
+    /// `planes`: most channels of any tensor.
+    pub(super) fn new(plans: &[ConvPlan], planes: usize, batch: usize, threads: usize) -> Self {
+        let nbs = blocks(batch);
+        let most = |f: &dyn Fn(&ConvPlan) -> usize| plans.iter().map(f).max().unwrap_or(0);
+        let gap = 1024; // bytes that keep workers out of each other's lines and prefetches
+        let x = most(&|p| p.patch_floats()[0]) + gap;
+        let dy = most(&|p| p.patch_floats()[1]) + gap;
+        let sums = most(&|p| p.group_entries()) * 8 + gap;
+        let part_sums = |p: &ConvPlan| match p.parts(nbs) {
+            1 => 0,
+            n => n * p.entries(),
         };
-        run(isa, workers, &g, n);
+        let items = |p: &ConvPlan| p.items() * nbs;
+        Scratch {
+            floats: vec![0.0; (x + dy + sums) * threads],
+            at: [0, x, x + dy],
+            each: x + dy + sums,
+            parts: vec![0.0; most(&part_sums)],
+            stats: vec![[0.0; 3]; most(&|p| items(p) * p.geom.k as usize).max(nbs * planes)],
+            sums: vec![[[0.0; 2]; 2]; most(&|p| items(p) * p.geom.c as usize).max(nbs * planes)],
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        let floats = 4 * (self.floats.len() + self.parts.len());
+        (floats + size_of_val(&self.stats[..]) + size_of_val(&self.sums[..])) as u64
     }
 }
 
-/// Splits into tasks of some rows of one block, and of some outputs where rows are too few to keep all threads busy.
-fn run(isa: Isa, workers: &Workers, g: &Gather, n: usize) {
-    let outs = g.dst.channels();
-    let (nbs, wanted) = (blocks(n), 4 * workers.threads());
-    if g.rows * g.cols == 0 {
-        return;
+impl ConvPlan {
+    /// Outputs are grouped so that a group's sums stay in L2.
+    fn groups(&self) -> usize {
+        self.entries().div_ceil(JOINT_ENTRIES).max(1)
     }
-    let row_parts = wanted.div_ceil(nbs).min(g.rows);
-    let out_parts = if nbs * row_parts >= workers.threads() { 1 } else { wanted.div_ceil(nbs * row_parts).min(outs) };
-    let entries = g.starts[outs * g.blocks] - g.starts[0];
-    let work = (entries as usize + outs) * g.rows * g.cols * nbs;
-    workers.run(nbs * row_parts * out_parts, work, |_, task| {
-        let (nb, rest) = (task / (row_parts * out_parts), task % (row_parts * out_parts));
-        let (row, out) = (rest / out_parts, rest % out_parts);
-        // SAFETY: offsets were built for these views' geometry (`ConvPlan::fit`); each task writes its own outputs,
-        // rows and block of dst, which is another tensor than src; `isa` is available.
-        unsafe { kernel(isa, g, nb, part(g.rows, row_parts, row), part(outs, out_parts, out)) };
-    });
-}
 
-/// Part `i` of `0..len` cut into `parts`.
-fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
-    len * i / parts..len * (i + 1) / parts
-}
+    /// Group `i`: outputs from the first whose entries begin at or after the i-th share of all entries.
+    fn group(&self, i: usize) -> Range<usize> {
+        let (l, groups, outs) = (&self.forward, self.groups(), self.geom.k as usize);
+        let first = |i: usize| {
+            let share = (self.entries() * i / groups) as u32;
+            let (mut low, mut high) = (0, outs);
+            while low < high {
+                let mid = (low + high) / 2;
+                if l.starts[mid * l.blocks] < share { low = mid + 1 } else { high = mid }
+            }
+            if i == groups { outs } else { low }
+        };
+        if i == 0 { 0..first(1) } else { first(i)..first(i + 1) }
+    }
 
-entry_points!(kernel = gather(g: &Gather, nb: usize, rows: Range<usize>, outs: Range<usize>));
+    fn entries_of(&self, outs: &Range<usize>) -> Range<usize> {
+        let l = &self.forward;
+        l.starts[outs.start * l.blocks] as usize..l.starts[outs.end * l.blocks] as usize
+    }
 
-#[inline(always)]
-unsafe fn gather<V: V16>(g: &Gather, nb: usize, rows: Range<usize>, outs: Range<usize>) {
-    // A constant step makes the pixel's place part of the instruction.
-    unsafe {
-        match g.src_step {
-            16 => strips::<V, 16>(g, nb, rows, outs),
-            32 => strips::<V, 32>(g, nb, rows, outs),
-            _ => strips::<V, 0>(g, nb, rows, outs),
+    /// Most entries of a group.
+    fn group_entries(&self) -> usize {
+        (0..self.groups()).map(|i| self.entries_of(&self.group(i)).len()).max().unwrap_or(0)
+    }
+
+    /// Parts of the weight gradient for so many blocks of images.
+    fn parts(&self, nbs: usize) -> usize {
+        (PART_SUMS / self.entries().max(1)).clamp(1, PARTS).min(nbs * self.items())
+    }
+
+    /// Whether the input is read where it lies.
+    fn reads_input(&self, x: &Source) -> bool {
+        x.is_plain() && self.geom.pad == 0
+    }
+
+    /// Whether the output's gradient is read where it lies.
+    fn reads_gradient(&self, dy: &Source) -> bool {
+        dy.is_plain() && self.geom.pad == 0 && (self.geom.r, self.geom.s) == (1, 1)
+    }
+
+    /// Makes the entries' offsets fit the operands.
+    fn fit(&mut self, x: &Source, dy: Option<&Source>) {
+        let g = self.geom;
+        assert_eq!((x.t.plane.c, x.t.plane.h, x.t.plane.w), (g.c, g.h, g.w), "input of another shape than {g:?}");
+        x.check();
+        let at = |v: &View| Strides { chan: v.chan, row: v.row };
+        self.read_input(if self.reads_input(x) { at(&x.t) } else { self.x_patch });
+        if let Some(dy) = dy {
+            dy.check();
+            self.read_gradient(if self.reads_gradient(dy) { at(&dy.t) } else { self.dy_patch });
         }
     }
 }
 
-#[inline(always)]
-unsafe fn strips<V: V16, const STEP: usize>(g: &Gather, nb: usize, rows: Range<usize>, outs: Range<usize>) {
-    let tiles = g.cols.div_ceil(V::TILE);
-    for row in rows {
-        for tile in 0..tiles {
-            let cols = part(g.cols, tiles, tile);
-            // SAFETY: inside the padded planes of src and dst.
-            unsafe {
-                let src = g.src.padded().add(nb * g.src.block + row * g.src_row + cols.start * g.src_step);
-                let dst = g.dst.padded().add(nb * g.dst.block + g.dst_at + row * g.dst_row + cols.start * g.dst_step);
-                match cols.len() {
-                    1 => tile_outs::<V, STEP, 1>(g, src, dst, &outs),
-                    2 => tile_outs::<V, STEP, 2>(g, src, dst, &outs),
-                    3 => tile_outs::<V, STEP, 3>(g, src, dst, &outs),
-                    4 => tile_outs::<V, STEP, 4>(g, src, dst, &outs),
-                    5 => tile_outs::<V, STEP, 5>(g, src, dst, &outs),
-                    6 => tile_outs::<V, STEP, 6>(g, src, dst, &outs),
-                    _ => tile_outs::<V, STEP, 7>(g, src, dst, &outs),
+/// Where an operand's window lies: its first pixel of channel 0 of the channels asked for.
+struct Near {
+    ptr: *const f32,
+    at: Strides,
+}
+
+/// The window in the tensor itself, or copied to `patch`.
+#[allow(clippy::too_many_arguments)]
+unsafe fn near(
+    isa: Isa,
+    direct: bool,
+    s: Source,
+    nb: usize,
+    channels: Range<usize>,
+    w: Window,
+    patch: *mut f32,
+    at: Strides,
+) -> Near {
+    // SAFETY: as the caller's; a window that is read directly lies inside the tensor.
+    unsafe {
+        if direct {
+            let first = w.row.max(0) as usize * s.t.row + w.col.max(0) as usize * LANES;
+            Near { ptr: s.t.plane_at(nb, channels.start).add(first), at: Strides { chan: s.t.chan, row: s.t.row } }
+        } else {
+            fill(isa, s, nb, channels, w, patch, at.chan, at.row);
+            Near { ptr: patch, at }
+        }
+    }
+}
+
+/// `y = conv(x) + bias`; with `keep_stats`, (count, mean, M2) of each (block, patch, channel) in the scratch.
+pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, y: View, keep_stats: bool) {
+    plan.fit(&x, None);
+    let (plan, g, nbs) = (&*plan, plan.geom, blocks(ctx.n));
+    assert_eq!((y.plane.c, y.plane.h, y.plane.w), (g.k, g.p(), g.q()), "output of another shape than {g:?}");
+    let (items, outs, st) = (plan.items(), y.channels(), g.stride as usize);
+    let out_parts = out_parts(ctx.workers, nbs * items, outs);
+    let direct = plan.reads_input(&x);
+    let l = &plan.forward;
+    let entries = Entries { starts: &l.starts, blocks: l.blocks, offs: &l.offs, values: &values[plan.weight.clone()] };
+    let bias = plan.bias.as_ref().map(|b| &values[b.clone()]);
+    let Scratch { floats, each, stats: partials, .. } = ctx.scratch;
+    let (floats, each, partials) = (Shared::new(floats), *each, Shared::new(partials));
+    let work = (plan.entries() + 2 * outs) * y.pixels() * nbs;
+    ctx.workers.run(nbs * items * out_parts, work, |worker, task| {
+        let (item, outs) = (task / out_parts, part(outs, out_parts, task % out_parts));
+        let (nb, patch) = (item / items, item % items);
+        let rect = plan.output_rect(patch);
+        // SAFETY: scratch is the worker's own; each task writes its own outputs of its own patch of y, which is no operand;
+        // offsets fit the operand (`fit`); `isa` is available.
+        unsafe {
+            let scratch = floats.at(worker * each);
+            let w = plan.input_window(&rect);
+            let x = near(ctx.isa, direct, x, nb, 0..x.t.channels(), w, scratch, plan.x_patch);
+            let grid = Grid {
+                src: x.ptr,
+                src_row: st * x.at.row,
+                src_step: st * LANES,
+                dst: y.plane_at(nb, 0).add(rect.rows.start * y.row + rect.cols.start * LANES),
+                dst_chan: y.chan,
+                dst_row: y.row,
+                dst_step: LANES,
+                rows: rect.rows.len(),
+                cols: rect.cols.len(),
+            };
+            gather(ctx.isa, grid, entries, outs.clone(), bias, Write::Overwrite);
+            if keep_stats {
+                for ch in outs {
+                    let Rect { rows, cols } = rect.clone();
+                    let area = Area { nb, ch, rows, cols, lanes: valid(ctx.n, nb) };
+                    *partials.at(item * y.channels() + ch) = stats(ctx.isa, y, area);
                 }
             }
         }
+    });
+}
+
+/// Parts of the outputs where there are too few patches to keep all threads busy.
+fn out_parts(workers: &Workers, items: usize, outs: usize) -> usize {
+    let wanted = 4 * workers.threads();
+    if workers.threads() == 1 || items >= wanted { 1 } else { wanted.div_ceil(items).min(outs) }
+}
+
+/// The gradient of the input: where to, how, and what completes it.
+#[derive(Clone, Copy)]
+pub(super) struct DataGrad<'a> {
+    pub(super) dx: View,
+    pub(super) write: Write,
+    pub(super) finish: Finisher<'a>,
+}
+
+/// Overwrites the weight's and the bias' part of `grads`, and writes the data gradient, whose sums of each (block, patch,
+/// channel) are left in the scratch. The transposed values must be fresh.
+pub(super) fn backward(
+    mut ctx: Ctx,
+    plan: &mut ConvPlan,
+    grads: &mut [f32],
+    x: Source,
+    dy: Source,
+    data: Option<DataGrad>,
+) {
+    plan.fit(&x, Some(&dy));
+    let (plan, g) = (&*plan, plan.geom);
+    assert_eq!((dy.t.plane.c, dy.t.plane.h, dy.t.plane.w), (g.k, g.p(), g.q()), "gradient of another shape than {g:?}");
+    if let Some(d) = &data {
+        assert_eq!(d.dx.plane, x.t.plane, "data gradient of another shape than {g:?}");
+        d.finish.check(&d.dx);
+    }
+    if let Some(bias) = &plan.bias {
+        bias_gradient(&ctx, &mut grads[bias.clone()], dy);
+    }
+    let dw = Shared::new(&mut grads[plan.weight.clone()]);
+    if plan.groups() == 1 {
+        weight(&mut ctx, plan, dw, x, dy, data);
+    } else {
+        weight(&mut ctx, plan, dw, x, dy, None);
+        if let Some(d) = data {
+            data_gradient(&mut ctx, plan, dy, d);
+        }
     }
 }
 
-/// Outputs whose pixels of one tile (28 KB) wait for the next channel block.
-const OUT_BLOCK: usize = 64;
-
-/// All outputs of one tile, channel block by channel block, so that the block's pixels stay in L1.
-#[inline(always)]
-unsafe fn tile_outs<V: V16, const STEP: usize, const T: usize>(
-    g: &Gather,
-    src: *const f32,
-    dst: *mut f32,
-    outs: &Range<usize>,
-) {
-    for first in outs.clone().step_by(OUT_BLOCK) {
-        for b in 0..g.blocks {
-            for o in first..outs.end.min(first + OUT_BLOCK) {
-                // SAFETY: as the caller's.
-                unsafe { segment::<V, STEP, T>(g, src, dst.add(o * g.dst.chan), o, b) }
+/// The weight gradient; with `data` (one group only), both gradients patch by patch.
+fn weight(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source, data: Option<DataGrad>) {
+    let (nbs, items, entries) = (blocks(ctx.n), plan.items(), plan.entries());
+    let (parts, groups, st) = (plan.parts(nbs), plan.groups(), plan.geom.stride as usize);
+    let (direct_x, direct_dy) = (plan.reads_input(&x), plan.reads_gradient(&dy));
+    let l = &plan.forward;
+    let places = Places { starts: &l.starts, blocks: l.blocks, offs: &l.offs };
+    let (isa, n) = (ctx.isa, ctx.n);
+    let Scratch { floats, at, each, parts: part_sums, sums: partials, .. } = &mut *ctx.scratch;
+    let (floats, at, each, partials) = (Shared::new(floats), *at, *each, Shared::new(partials));
+    let out = if parts == 1 { dw } else { Shared::new(part_sums) };
+    let work = (2 * entries + dy.t.channels()) * dy.t.pixels() * nbs;
+    ctx.workers.run(parts * groups, work, |worker, task| {
+        let (p, outs) = (task / groups, plan.group(task % groups));
+        let range = plan.entries_of(&outs);
+        // SAFETY: scratch is the worker's own; each (part, group) owns its part sums and its patches of dx; operands are
+        // only read, and offsets fit them (`fit`); `isa` is available.
+        unsafe {
+            let scratch = floats.at(worker * each);
+            let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), range.len() * 8);
+            sums.fill(0.0);
+            for item in part(nbs * items, parts, p) {
+                let (nb, patch) = (item / items, item % items);
+                let (rect, none) = (plan.output_rect(patch), Rect { rows: 0..0, cols: 0..0 });
+                let input = if data.is_some() { plan.input_rect(patch) } else { none };
+                let w = plan.gradient_window(&rect, &input);
+                let dy = near(isa, direct_dy, dy, nb, outs.clone(), w, scratch.add(at[1]), plan.dy_patch);
+                if !range.is_empty() && !rect.is_empty() {
+                    let xw = plan.input_window(&rect);
+                    let x = near(isa, direct_x, x, nb, 0..x.t.channels(), xw, scratch, plan.x_patch);
+                    let (row, col) = (rect.rows.start as isize - w.row, rect.cols.start as isize - w.col);
+                    let pair = Pair {
+                        x: x.ptr,
+                        x_row: st * x.at.row,
+                        x_step: st * LANES,
+                        dy: dy.ptr.add(row as usize * dy.at.row + col as usize * LANES),
+                        dy_chan: dy.at.chan,
+                        dy_row: dy.at.row,
+                        rows: rect.rows.len(),
+                        cols: rect.cols.len(),
+                        lanes: valid(n, nb),
+                    };
+                    dots(isa, pair, places, outs.clone(), sums);
+                }
+                if let Some(d) = data {
+                    let channels = 0..d.dx.channels();
+                    data_patch(isa, plan, d, &dy, w, nb, input, channels.clone());
+                    finish_patch(isa, d, nb, plan.input_rect(patch), channels, valid(n, nb), partials, item);
+                }
             }
+            let out = out.slice(p * entries * usize::from(parts > 1) + range.start, range.len());
+            for (o, s) in out.iter_mut().zip(sums.chunks_exact(8)) {
+                *o = sum8(s.try_into().expect("8 floats"));
+            }
+        }
+    });
+    if parts > 1 {
+        const CHUNK: usize = 1 << 14;
+        let part_sums = &*part_sums;
+        ctx.workers.run(entries.div_ceil(CHUNK), entries * parts / LANES, |_, task| {
+            let at = task * CHUNK;
+            let len = CHUNK.min(entries - at);
+            // SAFETY: chunks are disjoint.
+            let out = unsafe { dw.slice(at, len) };
+            out.copy_from_slice(&part_sums[at..at + len]);
+            for part in 1..parts {
+                let from = part * entries + at;
+                out.iter_mut().zip(&part_sums[from..from + len]).for_each(|(o, p)| *o += p);
+            }
+        });
+    }
+}
+
+/// The data gradient alone.
+fn data_gradient(ctx: &mut Ctx, plan: &ConvPlan, dy: Source, d: DataGrad) {
+    let (nbs, items, outs) = (blocks(ctx.n), plan.items(), d.dx.channels());
+    let out_parts = out_parts(ctx.workers, nbs * items, outs);
+    let direct = plan.reads_gradient(&dy);
+    let (isa, n) = (ctx.isa, ctx.n);
+    let Scratch { floats, at, each, sums: partials, .. } = &mut *ctx.scratch;
+    let (floats, at, each, partials) = (Shared::new(floats), *at, *each, Shared::new(partials));
+    let work = plan.entries() * dy.t.pixels() * nbs;
+    ctx.workers.run(nbs * items * out_parts, work, |worker, task| {
+        let (item, channels) = (task / out_parts, part(outs, out_parts, task % out_parts));
+        let (nb, patch) = (item / items, item % items);
+        let rect = plan.input_rect(patch);
+        // The window of both rectangles: patches are sized for it.
+        let w = plan.gradient_window(&plan.output_rect(patch), &rect);
+        // SAFETY: scratch is the worker's own; each task writes its own channels of its own patch of dx, which is no
+        // operand; offsets fit the operand (`fit`); `isa` is available.
+        unsafe {
+            let scratch = floats.at(worker * each).add(at[1]);
+            let dy = near(isa, direct, dy, nb, 0..dy.t.channels(), w, scratch, plan.dy_patch);
+            data_patch(isa, plan, d, &dy, w, nb, rect.clone(), channels.clone());
+            finish_patch(isa, d, nb, rect, channels, valid(n, nb), partials, item);
+        }
+    });
+}
+
+/// The data gradient of some channels of one patch, class by class.
+#[allow(clippy::too_many_arguments)]
+unsafe fn data_patch(
+    isa: Isa,
+    plan: &ConvPlan,
+    d: DataGrad,
+    dy: &Near,
+    w: Window,
+    nb: usize,
+    rect: Rect,
+    channels: Range<usize>,
+) {
+    let (l, st, low) = (&plan.transposed, plan.geom.stride as usize, plan.low_tap());
+    let segments = d.dx.channels() * l.blocks;
+    for (i, class) in plan.classes.iter().enumerate() {
+        let starts = &l.starts[i * segments..=(i + 1) * segments];
+        // Rows and columns of the class: `stride * i + at` inside the patch.
+        let side = |r: &Range<usize>, at: usize| {
+            let first = r.start.saturating_sub(at).div_ceil(st);
+            first..r.end.saturating_sub(at).div_ceil(st).max(first)
+        };
+        let (rows, cols) = (side(&rect.rows, class.at[0]), side(&rect.cols, class.at[1]));
+        let nothing = d.write == Write::Accumulate && starts[0] == starts[segments];
+        if rows.is_empty() || cols.is_empty() || nothing {
+            continue;
+        }
+        // SAFETY: as the caller's; the window holds what the class reads.
+        unsafe {
+            let row = (rows.start as isize - low - w.row) as usize * dy.at.row;
+            let col = (cols.start as isize - low - w.col) as usize * LANES;
+            let first = (st * rows.start + class.at[0]) * d.dx.row + (st * cols.start + class.at[1]) * LANES;
+            let grid = Grid {
+                src: dy.ptr.add(row + col),
+                src_row: dy.at.row,
+                src_step: LANES,
+                dst: d.dx.plane_at(nb, 0).add(first),
+                dst_chan: d.dx.chan,
+                dst_row: st * d.dx.row,
+                dst_step: st * LANES,
+                rows: rows.len(),
+                cols: cols.len(),
+            };
+            let entries = Entries { starts, blocks: l.blocks, offs: &l.offs, values: &plan.values_t };
+            gather(isa, grid, entries, channels.clone(), None, d.write);
         }
     }
 }
 
-/// Adds the entries of output `o` in channel block `b` to one tile; block 0 starts it.
-#[inline(always)]
-unsafe fn segment<V: V16, const STEP: usize, const T: usize>(
-    g: &Gather,
-    src: *const f32,
-    dst: *mut f32,
-    o: usize,
-    b: usize,
+#[allow(clippy::too_many_arguments)]
+unsafe fn finish_patch(
+    isa: Isa,
+    d: DataGrad,
+    nb: usize,
+    rect: Rect,
+    channels: Range<usize>,
+    lanes: usize,
+    partials: Shared<[[f64; 2]; 2]>,
+    item: usize,
 ) {
-    let step = if STEP == 0 { g.src_step } else { STEP };
-    let (offs, values) = (g.offs.as_ptr(), g.values.as_ptr());
-    // SAFETY: segments lie inside the lists, entries and pixels inside the source block.
-    unsafe {
-        let begin = *g.starts.get_unchecked(o * g.blocks + b) as usize;
-        let end = *g.starts.get_unchecked(o * g.blocks + b + 1) as usize;
-        if begin == end && b > 0 {
-            return;
-        }
-        let mut acc = [V::splat(0.0); T];
-        if b > 0 || g.write == Write::Accumulate {
-            for t in 0..T {
-                acc[t] = V::load(dst.add(t * g.dst_step));
-            }
-        } else if let Some(bias) = g.bias {
-            acc = [V::splat(*bias.get_unchecked(o)); T];
-        }
-        for e in begin..end {
-            let v = V::splat(*values.add(e));
-            let p = src.add(*offs.add(e) as usize);
-            for t in 0..T {
-                acc[t] = v.fma(V::load(p.add(t * step)), acc[t]);
-            }
-        }
-        for t in 0..T {
-            acc[t].store(dst.add(t * g.dst_step));
+    if d.finish.is_empty() {
+        return;
+    }
+    for ch in channels {
+        let Rect { rows, cols } = rect.clone();
+        // SAFETY: as the caller's.
+        unsafe {
+            *partials.at(item * d.dx.channels() + ch) = finish(isa, d.finish, d.dx, Area { nb, ch, rows, cols, lanes })
+        };
+    }
+}
+
+fn bias_gradient(ctx: &Ctx, db: &mut [f32], dy: Source) {
+    let (isa, n, db) = (ctx.isa, ctx.n, Shared::new(db));
+    ctx.workers.run(dy.t.channels(), dy.t.channels() * dy.t.pixels() * blocks(n), |_, k| {
+        // SAFETY: task k writes element k and reads channel k of dy; `isa` is available.
+        unsafe { *db.at(k) = channel_sum(isa, dy, k, n) };
+    });
+}
+
+entry_points!(channel_sum = sum_channel(dy: Source, k: usize, n: usize) -> f32);
+
+/// Sum of a channel over images and pixels: f32 along a row, f64 over rows.
+#[inline(always)]
+unsafe fn sum_channel<V: V16>(dy: Source, k: usize, n: usize) -> f32 {
+    let mut total = 0f64;
+    for nb in 0..blocks(n) {
+        // SAFETY: inside dy.
+        unsafe {
+            let mask = lane_mask::<V>(valid(n, nb));
+            with_grad!(V, dy, nb, k, |eval, t, x| {
+                for row in 0..dy.t.rows() {
+                    let mut sum = V::splat(0.0);
+                    for col in 0..dy.t.cols() {
+                        let i = row * dy.t.row + col * LANES;
+                        let v: V = eval.at(t.add(i), x.add(i));
+                        sum = sum.add(v.masked(mask));
+                    }
+                    total += f64::from(sum.sum());
+                }
+            });
         }
     }
+    total as f32
 }

@@ -1,136 +1,168 @@
-//! Residual join with ReLU, average pooling, and the SGD step.
+//! Residual join, gradient copies, average pooling, and the SGD step: one plane of one block of images a task.
 
-use super::layout::{LANES, View, blocks};
+use super::conv::DataGrad;
+use super::epilogue::{Area, finish, stats};
+use super::layout::{LANES, View, blocks, valid};
 use super::simd::{Isa, V16, entry_points, put};
+use super::source::{Eval, Source, with_grad, with_input};
 use super::workers::{Shared, Workers};
 use crate::backend::{SgdStep, Write};
 
 /// Runs `f(nb, channel)` for every plane of `v`.
-fn planes(workers: &Workers, v: View, n: usize, f: impl Fn(usize, usize) + Sync) {
+pub(super) fn planes(workers: &Workers, v: View, n: usize, f: impl Fn(usize, usize) + Sync) {
     let c = v.channels();
     workers.run(blocks(n) * c, blocks(n) * c * v.pixels(), |_, task| f(task / c, task % c));
 }
 
+/// All of a plane.
+fn area(v: &View, nb: usize, ch: usize, n: usize) -> Area {
+    Area { nb, ch, rows: 0..v.rows(), cols: 0..v.cols(), lanes: valid(n, nb) }
+}
+
+/// (count, mean, M2) of each (block, channel) of x.
+pub(super) fn plane_stats(isa: Isa, workers: &Workers, x: View, out: &mut [[f64; 3]], n: usize) {
+    let out = Shared::new(out);
+    // SAFETY: a task writes its element; `isa` is available.
+    planes(workers, x, n, |nb, ch| unsafe { *out.at(nb * x.channels() + ch) = stats(isa, x, area(&x, nb, ch, n)) });
+}
+
+/// Completes a plane of a gradient; sums go to `partials[nb * C + ch]`.
+pub(super) unsafe fn complete(isa: Isa, d: &DataGrad, partials: Shared<[[f64; 2]; 2]>, nb: usize, ch: usize, n: usize) {
+    if !d.finish.is_empty() {
+        // SAFETY: as the caller's.
+        unsafe { *partials.at(nb * d.dx.channels() + ch) = finish(isa, d.finish, d.dx, area(&d.dx, nb, ch, n)) };
+    }
+}
+
 /// `y = relu?(a + b?)`.
-pub(super) fn join_forward(isa: Isa, workers: &Workers, a: View, b: Option<View>, relu: bool, y: View, n: usize) {
+pub(super) fn join_forward(isa: Isa, workers: &Workers, a: Source, b: Option<Source>, relu: bool, y: View, n: usize) {
     // SAFETY: a task writes its plane of y; `isa` is available.
     planes(workers, y, n, |nb, ch| unsafe { plane_join(isa, a, b, relu, y, nb, ch) });
 }
 
-entry_points!(plane_join = join(a: View, b: Option<View>, relu: bool, y: View, nb: usize, ch: usize));
+entry_points!(plane_join = join(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize));
 
 #[inline(always)]
-unsafe fn join<V: V16>(a: View, b: Option<View>, relu: bool, y: View, nb: usize, ch: usize) {
-    // SAFETY: inside the planes.
+unsafe fn join<V: V16>(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize) {
+    // SAFETY: inside the planes, which have one layout.
     unsafe {
-        for row in 0..y.rows() {
-            let a = a.plane_at(nb, ch).add(row * a.row);
-            let b = b.map(|b| b.plane_at(nb, ch).add(row * b.row));
-            let out = y.plane_at(nb, ch).add(row * y.row);
-            for i in (0..y.cols() * LANES).step_by(LANES) {
-                let mut v = V::load(a.add(i));
-                if let Some(b) = b {
-                    v = v.add(V::load(b.add(i)));
+        let out = y.plane_at(nb, ch);
+        let len = y.pixels() * LANES;
+        match b {
+            None => with_input!(V, a, nb, ch, |eval, t, x| {
+                for i in (0..len).step_by(LANES) {
+                    let v: V = eval.at(t.add(i), x.add(i));
+                    if relu { v.relu() } else { v }.store(out.add(i));
                 }
-                if relu {
-                    v = v.relu();
-                }
-                v.store(out.add(i));
-            }
+            }),
+            Some(b) => with_input!(V, a, nb, ch, |eval, t, x| {
+                with_input!(V, b, nb, ch, |other, u, z| {
+                    for i in (0..len).step_by(LANES) {
+                        let v: V = eval.at(t.add(i), x.add(i));
+                        let v = v.add(other.at(u.add(i), z.add(i)));
+                        if relu { v.relu() } else { v }.store(out.add(i));
+                    }
+                })
+            }),
         }
     }
 }
 
-/// A destination and its rule.
-pub(super) type Out = (View, Write);
-
-/// `da = or += dz`, `db = or += dz`; one tensor may be both.
-#[allow(clippy::too_many_arguments)]
-pub(super) fn join_backward(
+/// `dx = or += dy`.
+pub(super) fn copy_backward(
     isa: Isa,
     workers: &Workers,
-    y: View,
-    relu: bool,
-    dy: View,
-    da: Out,
-    db: Option<Out>,
+    dy: Source,
+    d: DataGrad,
+    partials: &mut [[[f64; 2]; 2]],
     n: usize,
 ) {
-    // SAFETY: a task writes its plane of da and db; `isa` is available.
-    planes(workers, dy, n, |nb, ch| unsafe { plane_join_back(isa, y, relu, dy, da, db, nb, ch) });
+    let partials = Shared::new(partials);
+    planes(workers, d.dx, n, |nb, ch| {
+        // SAFETY: a task writes its plane of dx and its partial; `isa` is available.
+        unsafe {
+            plane_copy(isa, dy, d.dx, d.write, nb, ch);
+            complete(isa, &d, partials, nb, ch, n);
+        }
+    });
 }
 
-entry_points!(plane_join_back =
-    join_back(y: View, relu: bool, dy: View, da: Out, db: Option<Out>, nb: usize, ch: usize));
+entry_points!(plane_copy = copy(dy: Source, dx: View, write: Write, nb: usize, ch: usize));
 
 #[inline(always)]
-unsafe fn join_back<V: V16>(y: View, relu: bool, dy: View, da: Out, db: Option<Out>, nb: usize, ch: usize) {
-    // SAFETY: inside the planes.
+unsafe fn copy<V: V16>(dy: Source, dx: View, write: Write, nb: usize, ch: usize) {
+    // SAFETY: inside the planes, which have one layout.
     unsafe {
-        for row in 0..dy.rows() {
-            let y = y.plane_at(nb, ch).add(row * y.row);
-            let dy_row = dy.plane_at(nb, ch).add(row * dy.row);
-            let at = |(v, write): Out| (v.plane_at(nb, ch).add(row * v.row), write);
-            let (da, db) = (at(da), db.map(at));
-            for i in (0..dy.cols() * LANES).step_by(LANES) {
-                let mut dz = V::load(dy_row.add(i));
-                if relu {
-                    dz = dz.where_positive(V::load(y.add(i)));
-                }
-                put(dz, da.0.add(i), da.1 == Write::Accumulate);
-                if let Some((p, write)) = db {
-                    put(dz, p.add(i), write == Write::Accumulate); // after da's store: both may be one tensor
-                }
+        let out = dx.plane_at(nb, ch);
+        with_grad!(V, dy, nb, ch, |eval, t, x| {
+            for i in (0..dx.pixels() * LANES).step_by(LANES) {
+                let v: V = eval.at(t.add(i), x.add(i));
+                put(v, out.add(i), write == Write::Accumulate);
             }
-        }
+        })
     }
 }
 
 /// `y = mean of x over H, W`.
-pub(super) fn pool_forward(isa: Isa, workers: &Workers, x: View, y: View, n: usize) {
+pub(super) fn pool_forward(isa: Isa, workers: &Workers, x: Source, y: View, n: usize) {
     // SAFETY: a task writes its pixel of y; `isa` is available.
-    planes(workers, x, n, |nb, ch| unsafe { plane_pool(isa, x, y, nb, ch) });
+    planes(workers, x.t, n, |nb, ch| unsafe { plane_pool(isa, x, y, nb, ch) });
 }
 
-entry_points!(plane_pool = pool(x: View, y: View, nb: usize, ch: usize));
+entry_points!(plane_pool = pool(x: Source, y: View, nb: usize, ch: usize));
 
 #[inline(always)]
-unsafe fn pool<V: V16>(x: View, y: View, nb: usize, ch: usize) {
+unsafe fn pool<V: V16>(x: Source, y: View, nb: usize, ch: usize) {
     // SAFETY: inside the planes.
     unsafe {
         let mut sum = V::splat(0.0);
-        for row in 0..x.rows() {
-            let p = x.plane_at(nb, ch).add(row * x.row);
-            let mut line = V::splat(0.0);
-            for col in 0..x.cols() {
-                line = line.add(V::load(p.add(col * LANES)));
+        with_input!(V, x, nb, ch, |eval, t, z| {
+            for row in 0..x.t.rows() {
+                let mut line = V::splat(0.0);
+                for col in 0..x.t.cols() {
+                    let i = row * x.t.row + col * LANES;
+                    line = line.add(eval.at(t.add(i), z.add(i)));
+                }
+                sum = sum.add(line);
             }
-            sum = sum.add(line);
-        }
-        sum.mul(V::splat(1.0 / x.pixels() as f32)).store(y.plane_at(nb, ch));
+        });
+        sum.mul(V::splat(1.0 / x.t.pixels() as f32)).store(y.plane_at(nb, ch));
     }
 }
 
 /// `dx = or += dy / (H*W)`.
-pub(super) fn pool_backward(isa: Isa, workers: &Workers, dy: View, dx: Out, n: usize) {
-    // SAFETY: a task writes its plane of dx; `isa` is available.
-    planes(workers, dx.0, n, |nb, ch| unsafe { plane_pool_back(isa, dy, dx, nb, ch) });
+pub(super) fn pool_backward(
+    isa: Isa,
+    workers: &Workers,
+    dy: Source,
+    d: DataGrad,
+    partials: &mut [[[f64; 2]; 2]],
+    n: usize,
+) {
+    let partials = Shared::new(partials);
+    planes(workers, d.dx, n, |nb, ch| {
+        // SAFETY: a task writes its plane of dx and its partial; `isa` is available.
+        unsafe {
+            plane_pool_back(isa, dy, d.dx, d.write, nb, ch);
+            complete(isa, &d, partials, nb, ch, n);
+        }
+    });
 }
 
-entry_points!(plane_pool_back = pool_back(dy: View, dx: Out, nb: usize, ch: usize));
+entry_points!(plane_pool_back = pool_back(dy: Source, dx: View, write: Write, nb: usize, ch: usize));
 
 #[inline(always)]
-unsafe fn pool_back<V: V16>(dy: View, dx: Out, nb: usize, ch: usize) {
-    let (dx, write) = dx;
+unsafe fn pool_back<V: V16>(dy: Source, dx: View, write: Write, nb: usize, ch: usize) {
     // SAFETY: inside the planes.
     unsafe {
-        let share = V::load(dy.plane_at(nb, ch)).mul(V::splat(1.0 / dx.pixels() as f32));
-        for row in 0..dx.rows() {
-            let p = dx.plane_at(nb, ch).add(row * dx.row);
-            for i in (0..dx.cols() * LANES).step_by(LANES) {
-                put(share, p.add(i), write == Write::Accumulate);
+        with_grad!(V, dy, nb, ch, |eval, t, x| {
+            let g: V = eval.at(t, x);
+            let share = g.mul(V::splat(1.0 / dx.pixels() as f32));
+            let out = dx.plane_at(nb, ch);
+            for i in (0..dx.pixels() * LANES).step_by(LANES) {
+                put(share, out.add(i), write == Write::Accumulate);
             }
-        }
+        })
     }
 }
 

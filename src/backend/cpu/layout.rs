@@ -1,11 +1,10 @@
-//! The arena and the blocked layout `[ceil(n/16)][C][H+2*halo][W+2*halo][16]`: 16 images of one pixel side by side, so
-//! one weight is one broadcast and every operation a full vector whatever the mask.
+//! The arena and the blocked layout `[ceil(n/16)][C][H][W][16]`: 16 images of one pixel side by side, so one weight is one
+//! broadcast and every operation a full vector whatever the mask.
 //!
-//! Halos are zero from the start and never written. Lanes of images beyond `n` hold anything: lanes never mix except in
-//! reductions, and every reduction masks them.
+//! Lanes of images beyond `n` hold anything: lanes never mix except in reductions, and every reduction masks them.
 
-use super::workers::Workers;
-use crate::backend::{Plane, TensorSpec};
+use super::workers::{Shared, Workers};
+use crate::backend::{Plane, Spec, TensorSpec};
 use crate::error::{Error, Result};
 
 /// Images side by side.
@@ -21,36 +20,34 @@ pub(super) fn valid(n: usize, nb: usize) -> usize {
     (n - nb * LANES).min(LANES)
 }
 
-/// One zeroed anonymous mapping (page-aligned, in huge pages where the system agrees) that holds every slot.
+/// One zeroed anonymous mapping (page-aligned, in huge pages where the system agrees) that holds every tensor.
 pub(super) struct Arena {
     map: memmap2::MmapMut,
-    slot_at: Vec<usize>,
+    base: Shared<f32>,
+    blocks: usize,
 }
 
 impl Arena {
-    /// Room for `batch` images in each slot.
-    pub(super) fn new(slots: &[Plane], batch: usize) -> Result<Self> {
+    /// Room for `spec.batch` images.
+    pub(super) fn new(spec: &Spec) -> Result<Self> {
+        let batch = spec.batch;
         let too_big =
             || Error::Failed(format!("cpu backend: activations of {batch} images exceed memory; lower batch"));
-        let mut at = 0usize;
-        let mut slot_at = Vec::with_capacity(slots.len());
-        for s in slots {
-            slot_at.push(at);
-            let (h, w) = (s.h as usize + 2 * s.halo as usize, s.w as usize + 2 * s.halo as usize);
-            let block = (s.c as usize).checked_mul(h * w).and_then(|v| v.checked_mul(LANES)).ok_or_else(too_big)?;
-            // Kernels address inside one block of 16 images with u32.
-            if u32::try_from(block).is_err() {
-                return Err(Error::Failed(format!("cpu backend: a plane of {s:?} is too large; shrink the images")));
-            }
-            at = block.checked_mul(blocks(batch)).and_then(|v| v.checked_add(at)).ok_or_else(too_big)?;
+        // Kernels address inside one block of 16 images with u32.
+        if let Some(t) = spec.tensors.iter().find(|t| u32::try_from(t.plane.len() * LANES).is_err()) {
+            return Err(Error::Failed(format!(
+                "cpu backend: a plane of {:?} is too large; shrink the images",
+                t.plane
+            )));
         }
-        let bytes = at.checked_mul(4).ok_or_else(too_big)?;
-        let map = memmap2::MmapMut::map_anon(bytes.max(1)).map_err(|e| {
+        let bytes = spec.arena.checked_mul(blocks(batch)).and_then(|v| v.checked_mul(LANES * 4)).ok_or_else(too_big)?;
+        let mut map = memmap2::MmapMut::map_anon(bytes.max(1)).map_err(|e| {
             Error::Failed(format!("cpu backend: no {bytes} bytes for activations of {batch} images: {e}; lower batch"))
         })?;
         #[cfg(target_os = "linux")]
         let _ = map.advise(memmap2::Advice::HugePage); // a hint; without it only the page size differs
-        Ok(Arena { map, slot_at })
+        let base = Shared::from_ptr(map.as_mut_ptr().cast());
+        Ok(Arena { map, base, blocks: blocks(batch) })
     }
 
     /// Bytes held.
@@ -59,14 +56,9 @@ impl Arena {
     }
 
     /// The tensor's place. Views of one arena may be used by several tasks as [`View`] says.
-    pub(super) fn view(&mut self, t: &TensorSpec) -> View {
-        View::new(self.map.as_mut_ptr().cast::<f32>().wrapping_add(self.slot_at[t.slot as usize]), t.plane)
-    }
-
-    /// For reading.
-    pub(super) fn view_ref(&self, t: &TensorSpec) -> View {
-        let base = self.map.as_ptr().cast::<f32>().cast_mut();
-        View::new(base.wrapping_add(self.slot_at[t.slot as usize]), t.plane)
+    pub(super) fn view(&self, t: &TensorSpec) -> View {
+        // SAFETY: the spec was checked: every tensor lies inside the arena.
+        View::new(unsafe { self.base.at(t.at * self.blocks * LANES) }, t.plane)
     }
 }
 
@@ -89,25 +81,15 @@ unsafe impl Sync for View {}
 
 impl View {
     fn new(base: *mut f32, plane: Plane) -> Self {
-        let row = (plane.w + 2 * plane.halo) as usize * LANES;
-        let chan = row * (plane.h + 2 * plane.halo) as usize;
+        let row = plane.w as usize * LANES;
+        let chan = row * plane.h as usize;
         View { base, plane, row, chan, block: chan * plane.c as usize }
-    }
-
-    /// First pixel of the padded block, halo included.
-    pub(super) fn padded(&self) -> *mut f32 {
-        self.base
-    }
-
-    /// Offset of pixel (0, 0) from [`View::padded`].
-    pub(super) fn interior(&self) -> usize {
-        self.plane.halo as usize * (self.row + LANES)
     }
 
     /// Pixel (0, 0) of channel `c` in block `nb`, which must exist.
     pub(super) unsafe fn plane_at(&self, nb: usize, c: usize) -> *mut f32 {
         debug_assert!(c < self.plane.c as usize);
-        unsafe { self.base.add(nb * self.block + c * self.chan + self.interior()) }
+        unsafe { self.base.add(nb * self.block + c * self.chan) }
     }
 
     pub(super) fn channels(&self) -> usize {
@@ -124,11 +106,6 @@ impl View {
 
     pub(super) fn pixels(&self) -> usize {
         self.rows() * self.cols()
-    }
-
-    /// Same C, H, W (halos may differ).
-    pub(super) fn same_shape(&self, o: &View) -> bool {
-        (self.plane.c, self.plane.h, self.plane.w) == (o.plane.c, o.plane.h, o.plane.w)
     }
 }
 

@@ -1,29 +1,35 @@
-//! The CPU backend: f32, blocks of 16 images side by side, zero halos, sparse kernels for any mask.
+//! The CPU backend: f32, blocks of 16 images side by side, sparse kernels for any mask.
 //!
-//! `conv.rs` (forward, data gradient) and `wgrad.rs` walk the entry lists of `structure.rs`; `norm.rs`,
-//! `elementwise.rs` and `loss.rs` are the rest of a step; `layout.rs`, `simd.rs` and `workers.rs` are the ground.
+//! `conv.rs` cuts planes into patches, fills them (`source.rs`), runs the kernels (`gather.rs`, `dots.rs`) over the entry
+//! lists of `structure.rs`, and works on what they made while it is near (`epilogue.rs`); `norm.rs`, `elementwise.rs`,
+//! `maxpool.rs` and `loss.rs` are the rest of a step; `layout.rs`, `simd.rs` and `workers.rs` are the ground.
 //! All buffers are planned at construction. Every result is the same bytes for any number of threads.
 
 mod conv;
+mod dots;
 mod elementwise;
+mod epilogue;
+mod gather;
 mod layout;
 mod loss;
+mod maxpool;
 mod norm;
 pub(crate) mod probe;
 mod simd;
+mod source;
 mod structure;
-#[cfg(test)]
-mod tests;
-mod wgrad;
 mod workers;
 
 use super::*;
 use crate::error::{Error, Result};
+use conv::{Ctx, DataGrad, Scratch};
+use epilogue::{Finisher, chan};
 use layout::{Arena, View, blocks};
-use norm::{Affine, Stats};
+use norm::Coefs;
 pub use simd::Isa;
+use source::{Kind, Source};
 use structure::ConvPlan;
-use workers::{Shared, Workers};
+use workers::Workers;
 
 /// A network's storage and kernels on this machine's CPU.
 pub struct CpuBackend {
@@ -36,10 +42,9 @@ pub struct CpuBackend {
     momentum: Vec<f32>,
     running: Vec<f32>,
     convs: Vec<ConvPlan>,
-    stats: Vec<Stats>,
-    partials: Vec<[f64; 2]>,
+    norms: Vec<Coefs>,
+    scratch: Scratch,
     images: Vec<(f64, bool)>,
-    wgrad: wgrad::Scratch,
 }
 
 impl CpuBackend {
@@ -61,41 +66,62 @@ impl CpuBackend {
         check(&spec)?;
         let workers = Workers::new(threads)?;
         let convs = spec.convs.iter().map(|c| ConvPlan::new(&spec, c)).collect::<Result<Vec<_>>>()?;
-        let widest = spec.norms.iter().map(|n| n.c as usize).max().unwrap_or(0);
+        let widest = spec.tensors.iter().map(|t| t.plane.c as usize).max().unwrap_or(0);
         Ok(CpuBackend {
             isa,
-            arena: Arena::new(&spec.slots, spec.batch)?,
+            arena: Arena::new(&spec)?,
             values: vec![0.0; spec.stored()],
             grads: vec![0.0; spec.stored()],
             momentum: vec![0.0; spec.stored()],
             running: vec![0.0; spec.running()],
-            stats: spec.norms.iter().map(|n| Stats::new(n.c as usize)).collect(),
-            partials: vec![[0.0; 2]; widest * blocks(spec.batch)],
-            images: vec![(0.0, false); spec.batch],
-            wgrad: wgrad::Scratch::new(&convs, spec.batch, workers.threads()),
+            norms: spec.norms.iter().map(|n| Coefs::new(n.c as usize)).collect(),
+            scratch: Scratch::new(&convs, widest, spec.batch, workers.threads()),
             convs,
+            images: vec![(0.0, false); spec.batch],
             workers,
             spec,
         })
     }
 
-    fn view(&mut self, t: TensorId) -> View {
-        let spec = self.spec.tensors[t.0 as usize];
-        self.arena.view(&spec)
-    }
-
-    fn dst(&mut self, d: Dst) -> (View, Write) {
-        (self.view(d.t), d.write)
+    fn view(&self, t: TensorId) -> View {
+        self.arena.view(&self.spec.tensors[t.0 as usize])
     }
 
     fn check_n(&self, n: usize) {
         assert!((1..=self.spec.batch).contains(&n), "{n} images, wanted 1..={}", self.spec.batch);
     }
 
-    fn norm(&self, norm: NormId) -> (NormSpec, Affine<Range<usize>>) {
+    /// A norm's spec, and where its gamma and beta lie.
+    fn norm(&self, norm: NormId) -> (NormSpec, [Range<usize>; 2]) {
         let spec = self.spec.norms[norm.0 as usize];
-        let range = |p: ParamId| self.spec.params[p.0 as usize].range.clone();
-        (spec, Affine { gamma: range(spec.gamma), beta: range(spec.beta) })
+        (spec, [spec.gamma, spec.beta].map(|p| self.spec.params[p.0 as usize].range.clone()))
+    }
+
+    /// Coefficients from the statistics of `items` parts in the scratch.
+    fn norm_from_stats(&mut self, norm: NormId, items: usize) {
+        let (spec, [gamma, beta]) = self.norm(norm);
+        let (c, stats) = (spec.c as usize, &self.scratch.stats);
+        let running = &mut self.running[spec.running..][..2 * c];
+        let merged = |ch: usize| (0..items).map(|i| stats[i * c + ch]).fold([0.0; 3], chan);
+        self.norms[norm.0 as usize].train(&spec, &self.values[gamma], &self.values[beta], running, merged);
+    }
+
+    /// Backward coefficients, and the gradients of gamma and beta, of the norms that `dx` reduces for, from the sums of
+    /// `items` parts in the scratch.
+    fn norms_from_sums(&mut self, dx: GradDst, items: usize, n: usize) {
+        for (r, normed) in dx.finish.reduce.iter().flatten().enumerate() {
+            let (spec, [gamma, beta]) = self.norm(normed.norm);
+            let (c, sums) = (spec.c as usize, &self.scratch.sums);
+            let plane = self.spec.tensors[dx.t.0 as usize].plane;
+            let merged =
+                |ch: usize| (0..items).map(|i| sums[i * c + ch][r]).fold([0.0; 2], |t, s| [t[0] + s[0], t[1] + s[1]]);
+            let count = n as f64 * f64::from(plane.h) * f64::from(plane.w);
+            let mut grads = [vec![0.0; c], vec![0.0; c]];
+            let [dgamma, dbeta] = &mut grads;
+            self.norms[normed.norm.0 as usize].backward(&self.values[gamma.clone()], dgamma, dbeta, count, merged);
+            self.grads[gamma].copy_from_slice(&grads[0]);
+            self.grads[beta].copy_from_slice(&grads[1]);
+        }
     }
 
     fn store(&self, store: Store) -> &Vec<f32> {
@@ -108,6 +134,44 @@ impl CpuBackend {
     }
 }
 
+impl Arena {
+    fn input<'a>(&self, spec: &Spec, norms: &'a [Coefs], i: Input) -> Source<'a> {
+        let kind = match i.norm {
+            Some(norm) => Kind::Affine { coef: &norms[norm.0 as usize].affine, relu: i.relu },
+            None if i.relu => Kind::Relu,
+            None => Kind::Plain,
+        };
+        Source { t: self.view(&spec.tensors[i.t.0 as usize]), kind }
+    }
+
+    fn grad<'a>(&self, spec: &Spec, norms: &'a [Coefs], g: Grad) -> Source<'a> {
+        let view = |t: TensorId| self.view(&spec.tensors[t.0 as usize]);
+        let kind = match g.norm {
+            Some(n) => Kind::Back { x: view(n.x), coef: &norms[n.norm.0 as usize].back },
+            None => Kind::Plain,
+        };
+        Source { t: view(g.t), kind }
+    }
+
+    fn data_grad<'a>(&self, spec: &Spec, norms: &'a [Coefs], d: GradDst) -> DataGrad<'a> {
+        let view = |t: TensorId| self.view(&spec.tensors[t.0 as usize]);
+        let mask = match d.finish.mask {
+            Mask::All => None,
+            Mask::Positive(i) => Some(self.input(spec, norms, Input { relu: false, ..i })),
+        };
+        let mut finish = Finisher { mask, reduce: [None; 2] };
+        for (to, n) in finish.reduce.iter_mut().zip(d.finish.reduce.iter().flatten()) {
+            *to = Some((view(n.x), &norms[n.norm.0 as usize].mean));
+        }
+        DataGrad { dx: view(d.t), write: d.write, finish }
+    }
+}
+
+fn check_pool(p: PoolSpec, x: View, y: View) {
+    let out = |len: usize| (len + 2 * p.pad as usize - p.size as usize) / p.stride as usize + 1;
+    assert_eq!((y.channels(), y.rows(), y.cols()), (x.channels(), out(x.rows()), out(x.cols())), "max pool {p:?}");
+}
+
 /// What the ops rely on, beyond what `ConvPlan::new` checks.
 fn check(spec: &Spec) -> Result<()> {
     let fault = |what: String| Err(Error::Failed(format!("cpu backend: {what}")));
@@ -115,8 +179,8 @@ fn check(spec: &Spec) -> Result<()> {
         return fault("batch 0; wanted at least 1".into());
     }
     for (i, t) in spec.tensors.iter().enumerate() {
-        if spec.slots.get(t.slot as usize) != Some(&t.plane) {
-            return fault(format!("tensor {i} {:?} does not match its slot {}", t.plane, t.slot));
+        if t.at + t.plane.len() > spec.arena {
+            return fault(format!("tensor {i} {:?} lies at {}, beyond the arena of {}", t.plane, t.at, spec.arena));
         }
     }
     let mut at = 0;
@@ -137,7 +201,7 @@ fn check(spec: &Spec) -> Result<()> {
 
 /// Tensors of one elementwise op.
 fn assert_same(views: &[View]) {
-    assert!(views.iter().all(|v| v.same_shape(&views[0])), "tensors of different shapes in one op");
+    assert!(views.iter().all(|v| v.plane == views[0].plane), "tensors of different shapes in one op");
 }
 
 impl Backend for CpuBackend {
@@ -154,15 +218,15 @@ impl Backend for CpuBackend {
 
     fn bytes(&self) -> Bytes {
         let f32s = |v: &Vec<f32>| 4 * v.len() as u64;
-        let stats: u64 = self.stats.iter().map(|s| f32s(&s.mean) + f32s(&s.rstd)).sum();
-        let scratch = size_of_val(&self.partials[..]) + size_of_val(&self.images[..]);
+        let coefs: u64 = self.norms.iter().map(Coefs::bytes).sum();
+        let images = size_of_val(&self.images[..]) as u64;
         Bytes {
             values: f32s(&self.values),
             indices: self.convs.iter().map(ConvPlan::index_bytes).sum(),
             gradients: f32s(&self.grads),
             momentum: f32s(&self.momentum),
             operand_copies: self.convs.iter().map(|c| f32s(&c.values_t)).sum(),
-            activations: self.arena.bytes() + stats + f32s(&self.running) + scratch as u64 + self.wgrad.bytes(),
+            activations: self.arena.bytes() + coefs + f32s(&self.running) + images + self.scratch.bytes(),
         }
     }
 
@@ -175,7 +239,7 @@ impl Backend for CpuBackend {
 
     fn read_tensor(&self, t: TensorId, n: usize) -> Vec<f32> {
         self.check_n(n);
-        layout::unpack(self.arena.view_ref(&self.spec.tensors[t.0 as usize]), n)
+        layout::unpack(self.arena.view(&self.spec.tensors[t.0 as usize]), n)
     }
 
     fn read_store(&self, store: Store) -> Vec<f32> {
@@ -194,108 +258,102 @@ impl Backend for CpuBackend {
         }
     }
 
-    fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
+    fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
         self.check_n(n);
-        let (x, y) = (self.view(x), self.view(y));
+        let x = self.view(x);
+        elementwise::plane_stats(self.isa, &self.workers, x, &mut self.scratch.stats, n);
+        self.norm_from_stats(norm, blocks(n));
+    }
+
+    fn norm_running(&mut self, norm: NormId) {
+        let (spec, [gamma, beta]) = self.norm(norm);
+        let running = &self.running[spec.running..][..2 * spec.c as usize];
+        self.norms[norm.0 as usize].infer(&spec, &self.values[gamma], &self.values[beta], running);
+    }
+
+    fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
+        self.check_n(n);
+        let y = self.view(y);
+        let x = self.arena.input(&self.spec, &self.norms, x);
         let plan = &mut self.convs[conv.0 as usize];
-        plan.fit(&x, &y, structure::Reads::Input);
-        conv::forward(self.isa, &self.workers, plan, &self.values, x, y, n);
+        let ctx = Ctx { isa: self.isa, workers: &self.workers, scratch: &mut self.scratch, n };
+        conv::forward(ctx, plan, &self.values, x, y, stats.is_some());
+        if let Some(norm) = stats {
+            let items = blocks(n) * self.convs[conv.0 as usize].items();
+            self.norm_from_stats(norm, items);
+        }
     }
 
-    fn conv_backward_data(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize) {
+    fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
         self.check_n(n);
-        let (dy, (dx, write)) = (self.view(dy), self.dst(dx));
         let plan = &mut self.convs[conv.0 as usize];
-        plan.fit(&dx, &dy, structure::Reads::OutputGradient);
-        plan.refresh(&self.workers, &self.values);
-        conv::backward_data(self.isa, &self.workers, plan, dy, dx, write, n);
+        let items = blocks(n) * plan.items();
+        if dx.is_some() {
+            plan.refresh(&self.workers, &self.values);
+        }
+        let x = self.arena.input(&self.spec, &self.norms, x);
+        let dy = self.arena.grad(&self.spec, &self.norms, dy);
+        let data = dx.map(|d| self.arena.data_grad(&self.spec, &self.norms, d));
+        let ctx = Ctx { isa: self.isa, workers: &self.workers, scratch: &mut self.scratch, n };
+        conv::backward(ctx, plan, &mut self.grads, x, dy, data);
+        if let Some(dx) = dx {
+            self.norms_from_sums(dx, items, n);
+        }
     }
 
-    fn conv_backward_weight(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize) {
+    fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
         self.check_n(n);
-        let (x, dy) = (self.view(x), self.view(dy));
-        let plan = &mut self.convs[conv.0 as usize];
-        plan.fit(&x, &dy, structure::Reads::Input);
-        wgrad::backward_weight(self.isa, &self.workers, plan, &mut self.wgrad, &mut self.grads, x, dy, n);
-    }
-
-    fn norm_forward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        residual: Option<TensorId>,
-        relu: bool,
-        y: TensorId,
-        n: usize,
-    ) {
-        self.check_n(n);
-        let f = norm::Forward { x: self.view(x), residual: residual.map(|r| self.view(r)), relu, y: self.view(y), n };
-        let (spec, range) = self.norm(norm);
-        f.check(spec.c);
-        let affine = Affine { gamma: &self.values[range.gamma], beta: &self.values[range.beta] };
-        let stats = &mut self.stats[norm.0 as usize];
-        norm::forward(self.isa, &self.workers, &spec, affine, &mut self.running, stats, &mut self.partials, f);
-    }
-
-    fn norm_infer(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.check_n(n);
-        let f = norm::Forward { x: self.view(x), residual: residual.map(|r| self.view(r)), relu, y: self.view(y), n };
-        let (spec, range) = self.norm(norm);
-        f.check(spec.c);
-        let affine = Affine { gamma: &self.values[range.gamma], beta: &self.values[range.beta] };
-        norm::infer(self.isa, &self.workers, &spec, affine, &self.running, f);
-    }
-
-    fn norm_backward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        y: TensorId,
-        relu: bool,
-        dy: TensorId,
-        dx: Dst,
-        dres: Option<Dst>,
-        n: usize,
-    ) {
-        self.check_n(n);
-        let (dx, dres) = (self.dst(dx), dres.map(|d| self.dst(d)));
-        let b = norm::Backward { x: self.view(x), y: self.view(y), relu, dy: self.view(dy), dx, dres, n };
-        let (spec, range) = self.norm(norm);
-        b.check(spec.c);
-        let gamma = &self.values[range.gamma.clone()];
-        let grads = Shared::new(&mut self.grads);
-        // SAFETY: both ranges lie inside the store (`check`).
-        let grads = unsafe { Affine { gamma: grads.offset(range.gamma.start), beta: grads.offset(range.beta.start) } };
-        let stats = &self.stats[norm.0 as usize];
-        norm::backward(self.isa, &self.workers, gamma, stats, grads, &mut self.partials, b);
-    }
-
-    fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.check_n(n);
-        let (a, b, y) = (self.view(a), b.map(|b| self.view(b)), self.view(y));
-        assert_same(&[a, b.unwrap_or(a), y]);
+        let y = self.view(y);
+        let input = |i| self.arena.input(&self.spec, &self.norms, i);
+        let (a, b) = (input(a), b.map(input));
+        assert_same(&[a.t, b.unwrap_or(a).t, y]);
         elementwise::join_forward(self.isa, &self.workers, a, b, relu, y, n);
     }
 
-    fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize) {
+    fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
         self.check_n(n);
-        let (y, dy, da, db) = (self.view(y), self.view(dy), self.dst(da), db.map(|d| self.dst(d)));
-        assert_same(&[y, dy, da.0, db.unwrap_or(da).0]);
-        elementwise::join_backward(self.isa, &self.workers, y, relu, dy, da, db, n);
+        let dy = self.arena.grad(&self.spec, &self.norms, dy);
+        let d = self.arena.data_grad(&self.spec, &self.norms, dx);
+        assert_same(&[dy.t, d.dx]);
+        elementwise::copy_backward(self.isa, &self.workers, dy, d, &mut self.scratch.sums, n);
+        self.norms_from_sums(dx, blocks(n), n);
     }
 
-    fn pool_forward(&mut self, x: TensorId, y: TensorId, n: usize) {
+    fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
         self.check_n(n);
-        let (x, y) = (self.view(x), self.view(y));
-        assert_eq!((y.channels(), y.pixels()), (x.channels(), 1), "pooled tensor's shape");
+        let y = self.view(y);
+        let x = self.arena.input(&self.spec, &self.norms, x);
+        assert_eq!((y.channels(), y.pixels()), (x.t.channels(), 1), "pooled tensor's shape");
         elementwise::pool_forward(self.isa, &self.workers, x, y, n);
     }
 
-    fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize) {
+    fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
         self.check_n(n);
-        let (dy, dx) = (self.view(dy), self.dst(dx));
-        assert_eq!((dy.channels(), dy.pixels()), (dx.0.channels(), 1), "pooled gradient's shape");
-        elementwise::pool_backward(self.isa, &self.workers, dy, dx, n);
+        let dy = self.arena.grad(&self.spec, &self.norms, dy);
+        let d = self.arena.data_grad(&self.spec, &self.norms, dx);
+        assert_eq!((dy.t.channels(), dy.t.pixels()), (d.dx.channels(), 1), "pooled gradient's shape");
+        elementwise::pool_backward(self.isa, &self.workers, dy, d, &mut self.scratch.sums, n);
+        self.norms_from_sums(dx, blocks(n), n);
+    }
+
+    fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
+        self.check_n(n);
+        let (y, p) = (self.view(y), self.spec.pools[pool.0 as usize]);
+        let x = self.arena.input(&self.spec, &self.norms, x);
+        check_pool(p, x.t, y);
+        maxpool::forward(self.isa, &self.workers, p, x, y, n);
+    }
+
+    fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
+        self.check_n(n);
+        let p = self.spec.pools[pool.0 as usize];
+        let x = self.arena.input(&self.spec, &self.norms, x);
+        let dy = self.arena.grad(&self.spec, &self.norms, dy);
+        let d = self.arena.data_grad(&self.spec, &self.norms, dx);
+        check_pool(p, x.t, dy.t);
+        assert_same(&[x.t, d.dx]);
+        maxpool::backward(self.isa, &self.workers, p, x, dy, d, &mut self.scratch.sums, n);
+        self.norms_from_sums(dx, blocks(n), n);
     }
 
     fn cross_entropy(

@@ -53,6 +53,14 @@ pub(super) trait V16: Copy {
     unsafe fn fma(self, b: Self, c: Self) -> Self;
     /// 0 where negative; NaN stays NaN.
     unsafe fn relu(self) -> Self;
+    /// The larger one; NaN where either is.
+    unsafe fn larger(self, o: Self) -> Self;
+    /// All bits set where it equals `o` or is NaN, none elsewhere.
+    unsafe fn hits(self, o: Self) -> Self;
+    /// Bits that are set here and not in `o`.
+    unsafe fn and_not(self, o: Self) -> Self;
+    /// Bits that are set in either.
+    unsafe fn or(self, o: Self) -> Self;
     /// `self` where `y > 0`, else 0 (also where y is NaN).
     unsafe fn where_positive(self, y: Self) -> Self;
     /// Bitwise and, with a lane mask of [`lane_mask`].
@@ -149,6 +157,29 @@ mod avx2 {
             }
         }
         #[inline(always)]
+        unsafe fn larger(self, o: Self) -> Self {
+            // max_ps returns its second operand when either is NaN: a NaN in the first is put back.
+            unsafe {
+                let pick = |a, b| _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps::<_CMP_UNORD_Q>(a, a));
+                Avx2(pick(self.0, o.0), pick(self.1, o.1))
+            }
+        }
+        #[inline(always)]
+        unsafe fn hits(self, o: Self) -> Self {
+            unsafe {
+                let hit = |a, b| _mm256_or_ps(_mm256_cmp_ps::<_CMP_EQ_OQ>(a, b), _mm256_cmp_ps::<_CMP_UNORD_Q>(a, a));
+                Avx2(hit(self.0, o.0), hit(self.1, o.1))
+            }
+        }
+        #[inline(always)]
+        unsafe fn and_not(self, o: Self) -> Self {
+            unsafe { Avx2(_mm256_andnot_ps(o.0, self.0), _mm256_andnot_ps(o.1, self.1)) }
+        }
+        #[inline(always)]
+        unsafe fn or(self, o: Self) -> Self {
+            unsafe { Avx2(_mm256_or_ps(self.0, o.0), _mm256_or_ps(self.1, o.1)) }
+        }
+        #[inline(always)]
         unsafe fn where_positive(self, y: Self) -> Self {
             unsafe {
                 let zero = _mm256_setzero_ps();
@@ -221,6 +252,22 @@ impl V16 for Portable {
     #[inline(always)]
     unsafe fn relu(self) -> Self {
         self.zip(self, |a, _| if a < 0.0 { 0.0 } else { a })
+    }
+    #[inline(always)]
+    unsafe fn larger(self, o: Self) -> Self {
+        self.zip(o, |a, b| if a > b || a.is_nan() { a } else { b })
+    }
+    #[inline(always)]
+    unsafe fn hits(self, o: Self) -> Self {
+        self.zip(o, |a, b| f32::from_bits(if a == b || a.is_nan() { !0 } else { 0 }))
+    }
+    #[inline(always)]
+    unsafe fn and_not(self, o: Self) -> Self {
+        self.zip(o, |a, b| f32::from_bits(a.to_bits() & !b.to_bits()))
+    }
+    #[inline(always)]
+    unsafe fn or(self, o: Self) -> Self {
+        self.zip(o, |a, b| f32::from_bits(a.to_bits() | b.to_bits()))
     }
     #[inline(always)]
     unsafe fn where_positive(self, y: Self) -> Self {

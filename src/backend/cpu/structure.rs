@@ -1,12 +1,13 @@
-//! Non-zeros of a convolution as the kernels walk them, built once: (offset into the padded image block, value) in the
-//! order output channel, input-channel block, then input channel, kernel row, kernel column.
+//! Structure of a convolution as the kernels walk it, built once: its non-zeros as (offset, value) in the order output
+//! channel, input-channel block, input channel, kernel row, kernel column; and how its planes are cut into patches.
 //!
 //! Forward and weight gradient read values and write gradients in the flat store's own order. The data gradient is the
 //! same kernel over the transposed structure, with a gathered copy of the values.
 
-use super::layout::{LANES, View};
+use super::layout::LANES;
+use super::source::Window;
 use super::workers::{Shared, Workers};
-use crate::backend::{ConvSpec, Plane, Spec};
+use crate::backend::{ConvSpec, Spec};
 use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
 use std::ops::Range;
@@ -16,6 +17,23 @@ use std::sync::Arc;
 const L1_TILE_BYTES: usize = 24 << 10;
 /// Entries that a segment should have at least, to pay for its accumulator traffic and its mispredicted end.
 const SEGMENT_ENTRIES: usize = 16;
+/// A patch with its halo: two of them and the gradient sums must stay in L2.
+const PATCH_BYTES: usize = 224 << 10;
+
+/// Distances of channels and rows in floats.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Strides {
+    pub(super) chan: usize,
+    pub(super) row: usize,
+}
+
+impl Strides {
+    /// Of a patch of so many rows and columns. An odd number of pixels a channel keeps channels out of each other's cache
+    /// sets.
+    fn patch(rows: usize, cols: usize) -> Self {
+        Strides { chan: (rows * cols | 1) * LANES, row: cols * LANES }
+    }
+}
 
 /// Entry lists: segment `o * blocks + b` holds the entries of output `o` whose input channel is in block `b`.
 pub(super) struct Lists {
@@ -25,8 +43,8 @@ pub(super) struct Lists {
     pub(super) starts: Vec<u32>,
     /// Offset of each entry in floats.
     pub(super) offs: Vec<u32>,
-    /// Halo of the tensor that `offs` are for.
-    halo: u32,
+    /// Strides that `offs` are for.
+    strides: Strides,
 }
 
 /// Input pixels `stride * i + row`, `stride * j + col` of a data gradient: they see the same kernel taps.
@@ -34,17 +52,19 @@ pub(super) struct Lists {
 pub(super) struct Class {
     /// First row and first column.
     pub(super) at: [usize; 2],
-    /// Rows and columns of the class.
-    pub(super) size: [usize; 2],
 }
 
-/// Which tensor a kernel reads at offsets, halo included.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reads {
-    /// Forward and weight gradient.
-    Input,
-    /// Data gradient.
-    OutputGradient,
+/// Pixels of a plane: rows and columns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Rect {
+    pub(super) rows: Range<usize>,
+    pub(super) cols: Range<usize>,
+}
+
+impl Rect {
+    pub(super) fn is_empty(&self) -> bool {
+        self.rows.is_empty() || self.cols.is_empty()
+    }
 }
 
 /// A convolution's structure.
@@ -67,10 +87,14 @@ pub(super) struct ConvPlan {
     pub(super) values_t: Vec<f32>,
     /// Whether `values_t` is older than the values.
     pub(super) stale: bool,
+    /// Rows and columns are cut into so many parts, input and output alike.
+    pub(super) cut: [usize; 2],
+    /// Strides of the largest input patch (with its halo) and of the largest patch of the output's gradient.
+    pub(super) x_patch: Strides,
+    pub(super) dy_patch: Strides,
 }
 
 impl ConvPlan {
-    /// Builds the lists for the tensors of `spec` that fit the geometry.
     pub(super) fn new(spec: &Spec, conv: &ConvSpec) -> Result<Self> {
         let g = conv.geom;
         let fault = |what: &str| Error::Failed(format!("cpu backend: convolution {g:?}: {what}"));
@@ -97,28 +121,26 @@ impl ConvPlan {
                 Some(b.range.clone())
             }
         };
-
+        let lists = || Lists { blocks: 1, starts: vec![], offs: vec![0; entries], strides: Strides::default() };
+        let st = g.stride as usize;
         let mut plan = ConvPlan {
             geom: g,
             weight: weight.range.clone(),
             bias,
             kept: weight.kept.clone(),
-            forward: Lists { blocks: 1, starts: vec![], offs: vec![0; entries], halo: 0 },
-            transposed: Lists { blocks: 1, starts: vec![], offs: vec![0; entries], halo: 0 },
-            classes: classes(&g),
+            forward: lists(),
+            transposed: lists(),
+            classes: (0..st * st).map(|i| Class { at: [i / st, i % st] }).collect(),
             perm: vec![0; entries],
             values_t: vec![0.0; entries],
             stale: true,
+            cut: [1, 1],
+            x_patch: Strides::default(),
+            dy_patch: Strides::default(),
         };
+        plan.set_cut(default_cut(&g));
         plan.build_forward(entries);
         plan.build_transposed(entries);
-        // A tensor of another halo at run time only costs a rebuild of the offsets.
-        let fits = |c: u32, h: u32, w: u32, halo: u32| {
-            let plane = |p: &Plane| (p.c, p.h, p.w) == (c, h, w) && p.halo >= halo;
-            spec.tensors.iter().map(|t| t.plane).find(plane).map_or(halo, |p| p.halo)
-        };
-        plan.fit_input(fits(g.c, g.h, g.w, g.input_halo()));
-        plan.fit_output(fits(g.k, g.p(), g.q(), g.output_halo()));
         Ok(plan)
     }
 
@@ -155,6 +177,7 @@ impl ConvPlan {
         }
         accumulate(&mut starts);
         self.forward.starts = starts;
+        self.read_input(self.x_patch);
     }
 
     fn build_transposed(&mut self, entries: usize) {
@@ -180,53 +203,114 @@ impl ConvPlan {
         }
         self.transposed.blocks = blocks;
         self.transposed.starts = starts;
+        self.read_gradient(self.dy_patch);
     }
 
-    /// Makes forward offsets those of an input with this halo; allocates nothing.
-    pub(super) fn fit_input(&mut self, halo: u32) {
-        let g = self.geom;
-        let (row, chan) = strides(g.h, g.w, halo);
-        let shift = (halo - g.pad) as usize;
-        for e in 0..self.entries() {
-            let [_, c, r, s] = self.position(e);
-            self.forward.offs[e] = (c * chan + (r + shift) * row + (s + shift) * LANES) as u32;
+    /// Makes forward offsets those of an input with these strides; allocates nothing.
+    pub(super) fn read_input(&mut self, at: Strides) {
+        if self.forward.strides != at {
+            for e in 0..self.entries() {
+                let [_, c, r, s] = self.position(e);
+                self.forward.offs[e] = (c * at.chan + r * at.row + s * LANES) as u32;
+            }
+            self.forward.strides = at;
         }
-        self.forward.halo = halo;
     }
 
-    /// Makes transposed offsets those of an output gradient with this halo; allocates nothing.
-    pub(super) fn fit_output(&mut self, halo: u32) {
+    /// Makes transposed offsets those of an output gradient with these strides; allocates nothing.
+    pub(super) fn read_gradient(&mut self, at: Strides) {
+        if self.transposed.strides == at {
+            return;
+        }
         let g = self.geom;
-        let (row, chan) = strides(g.p(), g.q(), halo);
-        // Input pixel `stride * i + a` and tap r meet in output pixel `i + tap`.
+        // Input pixel `stride * i + a` and tap r meet in output pixel `i + tap`; offsets count from the lowest tap.
+        let low = self.low_tap();
         let tap = |r: usize| {
-            let a = parity(r, g.pad, g.stride) as i64;
-            (a + i64::from(g.pad) - r as i64) / i64::from(g.stride) + i64::from(halo)
+            let a = parity(r, g.pad, g.stride) as isize;
+            ((a + g.pad as isize - r as isize) / g.stride as isize + low) as usize
         };
         for t in 0..self.entries() {
             let [k, _, r, s] = self.position(self.perm[t] as usize);
-            // Negative only in a class without pixels (image smaller than the stride), which no kernel runs.
-            let at = (k * chan) as i64 + tap(r).max(0) * row as i64 + tap(s).max(0) * LANES as i64;
-            self.transposed.offs[t] = at as u32;
+            self.transposed.offs[t] = (k * at.chan + tap(r) * at.row + tap(s) * LANES) as u32;
         }
-        self.transposed.halo = halo;
+        self.transposed.strides = at;
     }
 
-    /// Checks the tensors (or gradients) of a call and refits offsets where a halo changed.
-    pub(super) fn fit(&mut self, x: &View, y: &View, reads: Reads) {
-        let g = self.geom;
-        assert_eq!((x.plane.c, x.plane.h, x.plane.w), (g.c, g.h, g.w), "input tensor of another shape than {g:?}");
-        assert_eq!((y.plane.c, y.plane.h, y.plane.w), (g.k, g.p(), g.q()), "output tensor of another shape than {g:?}");
-        let (halo, wanted, have) = match reads {
-            Reads::Input => (x.plane.halo, g.input_halo(), self.forward.halo),
-            Reads::OutputGradient => (y.plane.halo, g.output_halo(), self.transposed.halo),
+    /// How far before output pixel `i` the data gradient of input pixel `stride * i + a` reads, over all classes a.
+    pub(super) fn low_tap(&self) -> isize {
+        let g = &self.geom;
+        let side = |kernel: u32| (kernel as isize - 1 - g.pad as isize).max(0).div_euclid(g.stride as isize);
+        side(g.r).max(side(g.s))
+    }
+
+    /// Cuts the planes; sizes the patches for it.
+    pub(super) fn set_cut(&mut self, cut: [usize; 2]) {
+        self.cut = cut;
+        let items = 0..self.items();
+        let most = |windows: &dyn Fn(usize) -> Window| {
+            let sizes = items.clone().map(|i| windows(i)).map(|w| (w.rows, w.cols));
+            sizes.fold((0, 0), |m, s| (m.0.max(s.0), m.1.max(s.1)))
         };
-        assert!(halo >= wanted, "halo {halo}, wanted at least {wanted} for {g:?}");
-        match reads {
-            _ if halo == have => {}
-            Reads::Input => self.fit_input(halo),
-            Reads::OutputGradient => self.fit_output(halo),
-        }
+        let (rows, cols) = most(&|i| self.input_window(&self.output_rect(i)));
+        self.x_patch = Strides::patch(rows, cols);
+        let (rows, cols) = most(&|i| self.gradient_window(&self.output_rect(i), &self.input_rect(i)));
+        self.dy_patch = Strides::patch(rows, cols);
+    }
+
+    /// Patches of a plane.
+    pub(super) fn items(&self) -> usize {
+        self.cut[0] * self.cut[1]
+    }
+
+    fn rect(&self, item: usize, rows: u32, cols: u32) -> Rect {
+        let [parts, across] = self.cut;
+        let rows = part(rows as usize, parts, item / across);
+        Rect { rows, cols: part(cols as usize, across, item % across) }
+    }
+
+    /// Output pixels of patch `item`.
+    pub(super) fn output_rect(&self, item: usize) -> Rect {
+        self.rect(item, self.geom.p(), self.geom.q())
+    }
+
+    /// Input pixels of patch `item`.
+    pub(super) fn input_rect(&self, item: usize) -> Rect {
+        self.rect(item, self.geom.h, self.geom.w)
+    }
+
+    /// Input that these outputs read.
+    pub(super) fn input_window(&self, out: &Rect) -> Window {
+        let g = &self.geom;
+        let side = |r: &Range<usize>, kernel: u32| {
+            let first = (r.start * g.stride as usize) as isize - g.pad as isize;
+            (first, if r.is_empty() { 0 } else { (r.len() - 1) * g.stride as usize + kernel as usize })
+        };
+        let ((row, rows), (col, cols)) = (side(&out.rows, g.r), side(&out.cols, g.s));
+        Window { row, col, rows, cols }
+    }
+
+    /// Output gradient that these outputs' weight gradient and these inputs' data gradient read.
+    pub(super) fn gradient_window(&self, out: &Rect, input: &Rect) -> Window {
+        let g = &self.geom;
+        let side = |out: &Range<usize>, input: &Range<usize>| {
+            let (mut first, mut end) = (out.start as isize, out.end as isize);
+            if !input.is_empty() {
+                let st = g.stride as usize;
+                first = first.min((input.start / st) as isize - self.low_tap());
+                // The highest tap is that of kernel row 0.
+                let high = ((st - 1 + g.pad as usize) / st) as isize;
+                end = end.max(((input.end - 1) / st) as isize + high + 1);
+            }
+            (first, (end - first) as usize)
+        };
+        let ((row, rows), (col, cols)) = (side(&out.rows, &input.rows), side(&out.cols, &input.cols));
+        Window { row, col, rows, cols }
+    }
+
+    /// Floats of the largest patches.
+    pub(super) fn patch_floats(&self) -> [usize; 2] {
+        let size = |s: Strides, channels: u32| s.chan * channels as usize;
+        [size(self.x_patch, self.geom.c), size(self.dy_patch, self.geom.k)]
     }
 
     /// Gathers the transposed values if they changed.
@@ -256,20 +340,28 @@ fn channel_block(channels: usize, pixels: usize, entries_per_output: usize) -> u
     channels.div_ceil(channels.div_ceil(per))
 }
 
-fn strides(h: u32, w: u32, halo: u32) -> (usize, usize) {
-    let row = (w + 2 * halo) as usize * LANES;
-    (row, row * (h + 2 * halo) as usize)
+/// Full rows where one row of patches fits, as many rows as fit, and never fewer than 4 patches if there are rows.
+fn default_cut(g: &ConvGeom) -> [usize; 2] {
+    let (p, q, st) = (g.p() as usize, g.q() as usize, g.stride as usize);
+    let bytes = |rows: usize, cols: usize| {
+        let x = g.c as usize * ((rows - 1) * st + g.r as usize) * ((cols - 1) * st + g.s as usize);
+        let dy = g.k as usize * (rows + g.r as usize / st) * (cols + g.s as usize / st);
+        x.max(dy) * LANES * 4
+    };
+    let across = (1..=q).find(|n| bytes(1, q.div_ceil(*n)) <= PATCH_BYTES || q.div_ceil(*n) <= 14).unwrap_or(q);
+    let cols = q.div_ceil(across);
+    let rows = (1..=p).rev().find(|&rows| bytes(rows, cols) <= PATCH_BYTES).unwrap_or(1);
+    [p.div_ceil(rows).max(p.min(4)), across]
+}
+
+/// Part `i` of `0..len` cut into `parts`.
+pub(super) fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
+    len * i / parts..len * (i + 1) / parts
 }
 
 /// Which class of input rows (or columns) kernel row `r` reaches: `row + pad - r` divisible by the stride.
 fn parity(r: usize, pad: u32, stride: u32) -> usize {
     (r as i64 - i64::from(pad)).rem_euclid(i64::from(stride)) as usize
-}
-
-fn classes(g: &ConvGeom) -> Vec<Class> {
-    let st = g.stride as usize;
-    let size = |extent: u32, at: usize| (extent as usize).saturating_sub(at).div_ceil(st);
-    (0..st * st).map(|i| [i / st, i % st]).map(|at| Class { at, size: [size(g.h, at[0]), size(g.w, at[1])] }).collect()
 }
 
 fn accumulate(starts: &mut [u32]) {

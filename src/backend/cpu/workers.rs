@@ -74,9 +74,9 @@ impl<T> Shared<T> {
         Shared(slice.as_mut_ptr())
     }
 
-    /// The same from element `i` onwards, which must exist or be the end.
-    pub(super) unsafe fn offset(&self, i: usize) -> Self {
-        Shared(unsafe { self.0.add(i) })
+    /// A pointer that outlives every use.
+    pub(super) fn from_ptr(p: *mut T) -> Self {
+        Shared(p)
     }
 
     /// Element `i`.

@@ -2,7 +2,9 @@
 
 use super::driver::Driver;
 use super::ops;
-use crate::backend::{Backend, BatchLoss, Bytes, ConvId, Dst, NormId, SgdStep, Spec, Store, TensorId};
+use crate::backend::{
+    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, NormId, PoolId, SgdStep, Spec, Store, TensorId,
+};
 use crate::error::{Error, Result};
 
 /// Runs the SGD step on device `D`; every other op, so far, on the host backend `H`, whose tensors and running
@@ -116,62 +118,44 @@ impl<D: Driver, H: Backend<Real = f32>> Backend for GpuBackend<D, H> {
         }
     }
 
-    fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
-        self.host.conv_forward(conv, x, y, n);
+    fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
+        self.host.norm_stats(norm, x, n);
     }
 
-    fn conv_backward_data(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize) {
-        self.host.conv_backward_data(conv, dy, dx, n);
+    fn norm_running(&mut self, norm: NormId) {
+        self.host.norm_running(norm);
     }
 
-    fn conv_backward_weight(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize) {
-        self.host.conv_backward_weight(conv, x, dy, n);
+    fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
+        self.host.conv_forward(conv, x, y, stats, n);
     }
 
-    fn norm_forward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        residual: Option<TensorId>,
-        relu: bool,
-        y: TensorId,
-        n: usize,
-    ) {
-        self.host.norm_forward(norm, x, residual, relu, y, n);
+    fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
+        self.host.conv_backward(conv, x, dy, dx, n);
     }
 
-    fn norm_infer(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.host.norm_infer(norm, x, residual, relu, y, n);
-    }
-
-    fn norm_backward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        y: TensorId,
-        relu: bool,
-        dy: TensorId,
-        dx: Dst,
-        dres: Option<Dst>,
-        n: usize,
-    ) {
-        self.host.norm_backward(norm, x, y, relu, dy, dx, dres, n);
-    }
-
-    fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
+    fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
         self.host.join_forward(a, b, relu, y, n);
     }
 
-    fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize) {
-        self.host.join_backward(y, relu, dy, da, db, n);
+    fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        self.host.copy_backward(dy, dx, n);
     }
 
-    fn pool_forward(&mut self, x: TensorId, y: TensorId, n: usize) {
+    fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
         self.host.pool_forward(x, y, n);
     }
 
-    fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize) {
+    fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
         self.host.pool_backward(dy, dx, n);
+    }
+
+    fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
+        self.host.max_pool_forward(pool, x, y, n);
+    }
+
+    fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
+        self.host.max_pool_backward(pool, x, dy, dx, n);
     }
 
     fn cross_entropy(

@@ -1,7 +1,7 @@
 //! Convolutions: three loop nests over the kept weights and the pairs of output and input elements each connects.
 
-use super::{RefBackend, channel, image, over};
-use crate::backend::{ConvId, ConvSpec, Dst, TensorId};
+use super::{RefBackend, channel};
+use crate::backend::{ConvId, ConvSpec, Grad, Input, TensorId};
 use crate::shape::ConvGeom;
 
 /// One stored weight: its coordinates in [K,C,R,S] and its place in the flat store.
@@ -39,43 +39,41 @@ impl RefBackend {
         conv
     }
 
-    pub(super) fn conv_y(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
-        let conv = self.conv(conv, x, y);
-        let input = self.load(x, n);
-        let mut out = vec![0.0; n * image(self.plane(y))];
+    pub(super) fn conv_y(&self, conv: ConvId, x: Input, y: TensorId, n: usize) -> Vec<f64> {
+        let conv = self.conv(conv, x.t, y);
+        let input = self.input(x, n);
+        let mut out = vec![0.0; n * self.plane(y).len()];
         if let Some(bias) = conv.bias {
             let bias = self.dense_param(bias);
             out.iter_mut().enumerate().for_each(|(i, v)| *v = bias[channel(self.plane(y), i)]);
         }
         for tap in self.taps(&conv) {
-            for (o, i) in pairs(conv.geom, &tap, n) {
-                out[o] += self.values[tap.at] * input[i];
-            }
+            for_pairs(conv.geom, &tap, n, |o, i| out[o] += self.values[tap.at] * input[i]);
         }
-        self.store(over(y), &out);
+        out
     }
 
-    pub(super) fn conv_dx(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize) {
-        let conv = self.conv(conv, dx.t, dy);
-        let grad = self.load(dy, n);
-        let mut out = vec![0.0; n * image(self.plane(dx.t))];
+    pub(super) fn conv_dx(&self, conv: ConvId, dy: Grad, dx: TensorId, n: usize) -> Vec<f64> {
+        let conv = self.conv(conv, dx, dy.t);
+        let grad = self.grad(dy, n);
+        let mut out = vec![0.0; n * self.plane(dx).len()];
         for tap in self.taps(&conv) {
-            for (o, i) in pairs(conv.geom, &tap, n) {
-                out[i] += self.values[tap.at] * grad[o];
-            }
+            for_pairs(conv.geom, &tap, n, |o, i| out[i] += self.values[tap.at] * grad[o]);
         }
-        self.store(dx, &out);
+        out
     }
 
-    pub(super) fn conv_dw(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize) {
-        let conv = self.conv(conv, x, dy);
-        let (input, grad) = (self.load(x, n), self.load(dy, n));
+    pub(super) fn conv_dw(&mut self, conv: ConvId, x: Input, dy: Grad, n: usize) {
+        let conv = self.conv(conv, x.t, dy.t);
+        let (input, grad) = (self.input(x, n), self.grad(dy, n));
         for tap in self.taps(&conv) {
-            self.grads[tap.at] = pairs(conv.geom, &tap, n).into_iter().map(|(o, i)| grad[o] * input[i]).sum();
+            let mut sum = 0.0;
+            for_pairs(conv.geom, &tap, n, |o, i| sum += grad[o] * input[i]);
+            self.grads[tap.at] = sum;
         }
         if let Some(bias) = conv.bias {
             let range = self.spec.params[bias.0 as usize].range.clone();
-            let plane = self.plane(dy);
+            let plane = self.plane(dy.t);
             let db = &mut self.grads[range];
             db.fill(0.0);
             grad.iter().enumerate().for_each(|(i, d)| db[channel(plane, i)] += d);
@@ -83,21 +81,20 @@ impl RefBackend {
     }
 }
 
-/// Pairs (output element, input element) that weight `tap` connects, over `n` images; padding is left out.
-fn pairs(g: ConvGeom, tap: &Tap, n: usize) -> Vec<(usize, usize)> {
+/// Calls `f` with each pair (output element, input element) that weight `tap` connects, over `n` images; padding is left
+/// out.
+fn for_pairs(g: ConvGeom, tap: &Tap, n: usize, mut f: impl FnMut(usize, usize)) {
     let [c, h, w, k, p, q] = [g.c, g.h, g.w, g.k, g.p(), g.q()].map(|v| v as usize);
     let (stride, pad) = (g.stride as usize, g.pad as usize);
-    let mut out = Vec::new();
     for image in 0..n {
         for row in 0..p {
             for col in 0..q {
                 let (y, x) = (row * stride + tap.r, col * stride + tap.s); // in the padded input
                 if (pad..pad + h).contains(&y) && (pad..pad + w).contains(&x) {
                     let output = ((image * k + tap.k) * p + row) * q + col;
-                    out.push((output, ((image * c + tap.c) * h + y - pad) * w + x - pad));
+                    f(output, ((image * c + tap.c) * h + y - pad) * w + x - pad);
                 }
             }
         }
     }
-    out
 }

@@ -1,32 +1,38 @@
 //! The f64 reference backend: slow, simple, one plain loop nest an op, one thread, logical N,C,H,W storage.
 //!
 //! It defines what every other backend must compute, and it runs the whole graph in f64, which meets PyTorch to 1e-9.
-//! It panics on a malformed [`Spec`] or call, one op's tensors sharing a slot for instance, which would pass unseen here and
-//! not on a faster backend: those are bugs of the caller, never user input.
+//! Every operand is computed in full before an op begins, every result before it is stored: nothing is fused here.
+//!
+//! It panics on a malformed [`Spec`] or call: those are bugs of the caller, never user input, and a faster backend would
+//! compute nonsense in silence. Refused are an op that writes over its own operands, a tensor read after another one
+//! took its place, coefficients or sums of a norm that were never taken, and shapes that do not fit.
 
 mod conv;
 mod norm;
+mod pool;
 
-use super::{Backend, BatchLoss, Bytes, ConvId, Dst, NormId, ParamId, Plane, SgdStep, Spec, Store, TensorId, Write};
-use norm::Stats;
+use super::{
+    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, Plane, PoolId, SgdStep, Spec, Store,
+    TensorId, Write,
+};
+use std::ops::Range;
 
-/// The reference backend. Storage of tensor `t` is slot `t.slot`: `batch` images of `c*h*w` numbers, no halo.
+/// The reference backend. Tensor `t` lies at `batch * t.at` in N,C,H,W order; what was never written is NaN.
 pub struct RefBackend {
     spec: Spec,
-    slots: Vec<Vec<f64>>,
+    arena: Vec<f64>,
+    /// Whether each tensor was written, and nothing else over it since.
+    held: Vec<bool>,
     values: Vec<f64>,
     grads: Vec<f64>,
     momentum: Vec<f64>,
     running: Vec<f64>,
-    stats: Vec<Stats>,
+    norms: Vec<norm::State>,
 }
 
 impl RefBackend {
-    /// Allocates for `spec`, everything zero (running variances too: the host writes the initial state).
+    /// Allocates for `spec`, the stores zero (running variances too: the host writes the initial state).
     pub fn new(spec: Spec) -> RefBackend {
-        for (i, t) in spec.tensors.iter().enumerate() {
-            assert_eq!(t.plane, spec.slots[t.slot as usize], "tensor {i} must have the plane of its slot {}", t.slot);
-        }
         let mut end = 0;
         for (i, p) in spec.params.iter().enumerate() {
             let size: usize = p.shape.iter().product();
@@ -38,14 +44,18 @@ impl RefBackend {
             }
             end = p.range.end;
         }
-        let stats = |c: u32| Stats { mean: vec![f64::NAN; c as usize], rstd: vec![f64::NAN; c as usize] };
+        for (i, t) in spec.tensors.iter().enumerate() {
+            assert!(!t.plane.is_empty(), "tensor {i} is empty: {:?}", t.plane);
+            assert!(t.at + t.plane.len() <= spec.arena, "tensor {i} ends beyond the arena of {}", spec.arena);
+        }
         RefBackend {
-            slots: spec.slots.iter().map(|&p| vec![0.0; spec.batch * image(p)]).collect(),
+            arena: vec![f64::NAN; spec.batch * spec.arena],
+            held: vec![false; spec.tensors.len()],
             values: vec![0.0; spec.stored()],
             grads: vec![0.0; spec.stored()],
             momentum: vec![0.0; spec.stored()],
             running: vec![0.0; spec.running()],
-            stats: spec.norms.iter().map(|n| stats(n.c)).collect(),
+            norms: vec![norm::State::default(); spec.norms.len()],
             spec,
         }
     }
@@ -54,31 +64,85 @@ impl RefBackend {
         self.spec.tensors[t.0 as usize].plane
     }
 
+    /// Numbers an image that `t` owns in the arena.
+    fn place(&self, t: TensorId) -> Range<usize> {
+        let t = self.spec.tensors[t.0 as usize];
+        t.at..t.at + t.plane.len()
+    }
+
+    fn overlap(&self, a: TensorId, b: TensorId) -> bool {
+        let (a, b) = (self.place(a), self.place(b));
+        a.start < b.end && b.start < a.end
+    }
+
     /// The first `n` images of `t`.
     fn load(&self, t: TensorId, n: usize) -> Vec<f64> {
         assert!((1..=self.spec.batch).contains(&n), "{n} images, wanted 1 to {}", self.spec.batch);
-        let t = self.spec.tensors[t.0 as usize];
-        self.slots[t.slot as usize][..n * image(t.plane)].to_vec()
+        self.arena[self.spec.batch * self.place(t).start..][..n * self.plane(t).len()].to_vec()
     }
 
-    fn store(&mut self, dst: Dst, data: &[f64]) {
-        let t = self.spec.tensors[dst.t.0 as usize];
-        assert_eq!(data.len() % image(t.plane), 0, "tensor {} holds {:?}", dst.t.0, t.plane);
-        let slot = &mut self.slots[t.slot as usize][..data.len()];
-        for (old, new) in slot.iter_mut().zip(data) {
-            *old = match dst.write {
-                Write::Overwrite => *new,
-                Write::Accumulate => *old + *new,
-            };
+    /// As [`RefBackend::load`], for an op: `t` must hold what was written to it.
+    fn read(&self, t: TensorId, n: usize) -> Vec<f64> {
+        assert!(self.held[t.0 as usize], "tensor {} is read, but was never written or has been overwritten", t.0);
+        self.load(t, n)
+    }
+
+    fn store(&mut self, t: TensorId, data: &[f64]) {
+        assert_eq!(data.len() % self.plane(t).len(), 0, "tensor {} holds {:?}", t.0, self.plane(t));
+        for other in 0..self.spec.tensors.len() {
+            if self.overlap(t, TensorId(other as u32)) {
+                self.held[other] = other == t.0 as usize;
+            }
+        }
+        let start = self.spec.batch * self.place(t).start;
+        self.arena[start..][..data.len()].copy_from_slice(data);
+    }
+
+    /// Refuses an op that writes `t` over one of `reads`.
+    fn no_overlap(&self, t: TensorId, reads: impl IntoIterator<Item = TensorId>) {
+        for r in reads {
+            assert!(!self.overlap(t, r), "tensor {} is written and overlaps tensor {}, which is read", t.0, r.0);
         }
     }
 
-    /// What an op writes must not lie in the slot of anything else that it reads or writes.
-    fn no_overlap(&self, reads: &[TensorId], writes: &[TensorId]) {
-        let slot = |t: &TensorId| self.spec.tensors[t.0 as usize].slot;
-        for (i, w) in writes.iter().enumerate() {
-            let overlap = reads.iter().chain(&writes[..i]).find(|t| slot(t) == slot(w));
-            assert!(overlap.is_none(), "tensors {w:?} and {overlap:?} of one op share slot {}", slot(w));
+    /// The value of an operand.
+    fn input(&self, x: Input, n: usize) -> Vec<f64> {
+        let mut value = self.read(x.t, n);
+        if let Some(norm) = x.norm {
+            self.normalise(norm, x.t, &mut value);
+        }
+        if x.relu {
+            value.iter_mut().for_each(|v| *v = rectify(*v));
+        }
+        value
+    }
+
+    /// The value of a gradient.
+    fn grad(&self, dy: Grad, n: usize) -> Vec<f64> {
+        let value = self.read(dy.t, n);
+        match dy.norm {
+            Some(through) => {
+                assert_eq!(self.plane(dy.t), self.plane(through.x), "gradient {} through a norm", dy.t.0);
+                self.through_norm(through, &value, n)
+            }
+            None => value,
+        }
+    }
+
+    /// Adds or writes `data`, then completes the gradient: mask, store, sums of what is stored.
+    fn write(&mut self, dx: GradDst, mut data: Vec<f64>, n: usize) {
+        if dx.write == Write::Accumulate {
+            data.iter_mut().zip(self.read(dx.t, n)).for_each(|(new, old)| *new += old);
+        }
+        if let Mask::Positive(x) = dx.finish.mask {
+            assert_eq!(self.plane(dx.t), self.plane(x.t), "mask of tensor {}", dx.t.0);
+            let open = self.input(x, n).into_iter().map(|v| v > 0.0);
+            data.iter_mut().zip(open).for_each(|(g, open)| *g = if open { *g } else { 0.0 });
+        }
+        self.store(dx.t, &data);
+        for normed in dx.finish.reduce.into_iter().flatten() {
+            assert_eq!(self.plane(dx.t), self.plane(normed.x), "sums of tensor {}", dx.t.0);
+            self.reduce(normed, &data, n);
         }
     }
 
@@ -90,9 +154,11 @@ impl RefBackend {
     }
 }
 
-/// Numbers in one image.
-fn image(p: Plane) -> usize {
-    (p.c * p.h * p.w) as usize
+/// Tensors that an op with these operands reads.
+fn reads(x: Option<Input>, dy: Grad, dx: GradDst) -> impl Iterator<Item = TensorId> {
+    let mask = if let Mask::Positive(x) = dx.finish.mask { Some(x.t) } else { None };
+    let normed = dx.finish.reduce.into_iter().flatten().chain(dy.norm).map(|n| n.x);
+    x.map(|x| x.t).into_iter().chain([dy.t]).chain(mask).chain(normed)
 }
 
 /// The channel of element `i` of an N,C,H,W tensor.
@@ -100,18 +166,9 @@ fn channel(p: Plane, i: usize) -> usize {
     i / (p.h * p.w) as usize % p.c as usize
 }
 
-fn over(t: TensorId) -> Dst {
-    Dst { t, write: Write::Overwrite }
-}
-
 /// ReLU that lets NaN through, as PyTorch's: a diverged network must show in the loss.
 fn rectify(v: f64) -> f64 {
     if v < 0.0 { 0.0 } else { v }
-}
-
-/// `dy`, or with `relu` only where `y > 0`.
-fn through_relu(relu: bool, y: &[f64], dy: Vec<f64>) -> Vec<f64> {
-    dy.into_iter().zip(y).map(|(d, &y)| if !relu || y > 0.0 { d } else { 0.0 }).collect()
 }
 
 impl Backend for RefBackend {
@@ -128,21 +185,20 @@ impl Backend for RefBackend {
     fn bytes(&self) -> Bytes {
         let stored = 8 * self.spec.stored() as u64;
         let kept: usize = self.spec.params.iter().flat_map(|p| &p.kept).map(|k| k.len()).sum();
-        let stats: usize = self.stats.iter().map(|s| 2 * s.mean.len()).sum();
-        let arena: usize = self.slots.iter().map(Vec::len).sum();
+        let norms: usize = self.norms.iter().map(norm::State::len).sum();
         Bytes {
             values: stored,
             indices: 4 * kept as u64,
             gradients: stored,
             momentum: stored,
             operand_copies: 0,
-            activations: 8 * (arena + stats + self.running.len()) as u64,
+            activations: 8 * (self.arena.len() + norms + self.running.len()) as u64,
         }
     }
 
     fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[f64]) {
-        assert_eq!(nchw.len(), n * image(self.plane(t)), "tensor {}: numbers for {n} images", t.0);
-        self.store(over(t), nchw);
+        assert_eq!(nchw.len(), n * self.plane(t).len(), "tensor {}: numbers for {n} images", t.0);
+        self.store(t, nchw);
     }
 
     fn read_tensor(&self, t: TensorId, n: usize) -> Vec<f64> {
@@ -167,93 +223,75 @@ impl Backend for RefBackend {
         }
     }
 
-    fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
-        self.no_overlap(&[x], &[y]);
-        self.conv_y(conv, x, y, n);
+    fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
+        self.batch_statistics(norm, x, n);
     }
 
-    fn conv_backward_data(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize) {
-        self.no_overlap(&[dy], &[dx.t]);
-        self.conv_dx(conv, dy, dx, n);
+    fn norm_running(&mut self, norm: NormId) {
+        self.running_statistics(norm);
     }
 
-    fn conv_backward_weight(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize) {
+    fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
+        self.no_overlap(y, [x.t]);
+        let out = self.conv_y(conv, x, y, n);
+        self.store(y, &out);
+        if let Some(norm) = stats {
+            self.batch_statistics(norm, y, n);
+        }
+    }
+
+    fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
         self.conv_dw(conv, x, dy, n);
+        if let Some(dx) = dx {
+            self.no_overlap(dx.t, reads(Some(x), dy, dx));
+            let out = self.conv_dx(conv, dy, dx.t, n);
+            self.write(dx, out, n);
+        }
     }
 
-    fn norm_forward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        residual: Option<TensorId>,
-        relu: bool,
-        y: TensorId,
-        n: usize,
-    ) {
-        self.no_overlap(&[x, residual.unwrap_or(x)], &[y]);
-        self.norm_train(norm, x, residual, relu, y, n);
-    }
-
-    fn norm_infer(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.no_overlap(&[x, residual.unwrap_or(x)], &[y]);
-        self.norm_eval(norm, x, residual, relu, y, n);
-    }
-
-    fn norm_backward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        y: TensorId,
-        relu: bool,
-        dy: TensorId,
-        dx: Dst,
-        dres: Option<Dst>,
-        n: usize,
-    ) {
-        let writes: Vec<TensorId> = std::iter::once(dx).chain(dres).map(|d| d.t).collect();
-        self.no_overlap(&[x, y, dy], &writes);
-        self.norm_grad(norm, x, y, relu, dy, dx, dres, n);
-    }
-
-    fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.no_overlap(&[a, b.unwrap_or(a)], &[y]);
-        let mut out = self.load(a, n);
+    fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
+        self.no_overlap(y, [a].into_iter().chain(b).map(|x| x.t));
+        let mut out = self.input(a, n);
+        assert_eq!(self.plane(y), self.plane(a.t), "join of tensor {}", a.t.0);
         if let Some(b) = b {
-            out.iter_mut().zip(self.load(b, n)).for_each(|(o, b)| *o += b);
+            assert_eq!(self.plane(y), self.plane(b.t), "join of tensor {}", b.t.0);
+            out.iter_mut().zip(self.input(b, n)).for_each(|(o, b)| *o += b);
         }
         if relu {
             out.iter_mut().for_each(|v| *v = rectify(*v));
         }
-        self.store(over(y), &out);
+        self.store(y, &out);
     }
 
-    fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize) {
-        let both_add = da.write == Write::Accumulate && db.is_some_and(|d| d.write == Write::Accumulate);
-        let second = db.filter(|d| !(both_add && d.t == da.t)); // one destination twice: only if both accumulate
-        let writes: Vec<TensorId> = std::iter::once(da).chain(second).map(|d| d.t).collect();
-        self.no_overlap(&[y, dy], &writes);
-        let dz = through_relu(relu, &self.load(y, n), self.load(dy, n));
-        self.store(da, &dz);
-        if let Some(db) = db {
-            self.store(db, &dz);
-        }
+    fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        self.no_overlap(dx.t, reads(None, dy, dx));
+        assert_eq!(self.plane(dy.t), self.plane(dx.t), "copy of tensor {}", dy.t.0);
+        let out = self.grad(dy, n);
+        self.write(dx, out, n);
     }
 
-    fn pool_forward(&mut self, x: TensorId, y: TensorId, n: usize) {
-        self.no_overlap(&[x], &[y]);
-        let p = self.plane(x);
-        let pixels = (p.h * p.w) as usize;
-        let out: Vec<f64> = self.load(x, n).chunks(pixels).map(|c| c.iter().sum::<f64>() / pixels as f64).collect();
-        self.store(over(y), &out);
+    fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
+        self.no_overlap(y, [x.t]);
+        let out = self.mean_y(x, y, n);
+        self.store(y, &out);
     }
 
-    fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize) {
-        self.no_overlap(&[dy], &[dx.t]);
-        let p = self.plane(dx.t);
-        let pixels = (p.h * p.w) as usize;
-        let out: Vec<f64> =
-            self.load(dy, n).iter().flat_map(|d| std::iter::repeat_n(d / pixels as f64, pixels)).collect();
-        self.store(dx, &out);
+    fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        self.no_overlap(dx.t, reads(None, dy, dx));
+        let out = self.mean_dx(dy, dx.t, n);
+        self.write(dx, out, n);
+    }
+
+    fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
+        self.no_overlap(y, [x.t]);
+        let out = self.max_y(pool, x, y, n);
+        self.store(y, &out);
+    }
+
+    fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
+        self.no_overlap(dx.t, reads(Some(x), dy, dx));
+        let out = self.max_dx(pool, x, dy, dx.t, n);
+        self.write(dx, out, n);
     }
 
     fn cross_entropy(
@@ -264,12 +302,11 @@ impl Backend for RefBackend {
         dlogits: Option<TensorId>,
         n: usize,
     ) -> BatchLoss {
-        self.no_overlap(&[logits], dlogits.as_slice());
         assert_eq!(labels.len(), n, "one label an image");
-        let classes = image(self.plane(logits));
+        let classes = self.plane(logits).len();
         let mut result = BatchLoss::default();
         let mut grad = Vec::new();
-        for (row, &label) in self.load(logits, n).chunks(classes).zip(labels) {
+        for (row, &label) in self.read(logits, n).chunks(classes).zip(labels) {
             let label = label as usize;
             assert!(label < classes, "label {label}, wanted below {classes}");
             let max = row.iter().copied().fold(f64::NEG_INFINITY, f64::max); // passes over NaN; the sum does not
@@ -287,7 +324,9 @@ impl Backend for RefBackend {
             }
         }
         if let Some(dlogits) = dlogits {
-            self.store(over(dlogits), &grad);
+            self.no_overlap(dlogits, [logits]);
+            assert_eq!(self.plane(dlogits), self.plane(logits), "gradient of the logits");
+            self.store(dlogits, &grad);
         }
         result
     }

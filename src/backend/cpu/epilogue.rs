@@ -1,0 +1,205 @@
+//! What happens to a finished patch of a tensor while it is near: statistics forward, ReLU mask and sums backward.
+//!
+//! Lanes are summed apart, in f32 over one patch, and join in f64; lanes without an image are left out there. Partials go
+//! to one place a (block, patch, channel) and are merged in that order, so nothing depends on the threads.
+
+use super::layout::{LANES, View};
+use super::simd::{Isa, V16, entry_points};
+use super::source::{Eval, Source, with_input};
+use std::ops::Range;
+
+/// Part of one channel of one block of images.
+#[derive(Clone)]
+pub(super) struct Area {
+    pub(super) nb: usize,
+    pub(super) ch: usize,
+    pub(super) rows: Range<usize>,
+    pub(super) cols: Range<usize>,
+    /// Images in the block.
+    pub(super) lanes: usize,
+}
+
+/// Chan et al.: (count, mean, M2) of the union of two sets.
+#[inline(always)]
+pub(super) fn chan(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
+    let count = a[0] + b[0];
+    if count == 0.0 {
+        return a;
+    }
+    let d = b[1] - a[1];
+    [count, a[1] + d * (b[0] / count), a[2] + b[2] + d * d * (a[0] * b[0] / count)]
+}
+
+/// (count, mean, M2) of an area.
+pub(super) unsafe fn stats(isa: Isa, x: View, a: Area) -> [f64; 3] {
+    // SAFETY: as the caller's.
+    unsafe { stats_entry(isa, x, a) }
+}
+
+entry_points!(stats_entry = area_stats(x: View, a: Area) -> [f64; 3]);
+
+/// Rows that are summed in f32 before f64 takes over.
+const F32_PIXELS: usize = 256;
+
+/// Sums of distances from the area's first pixel, lane by lane: one pass, and no cancellation beyond the spread itself.
+#[inline(always)]
+unsafe fn area_stats<V: V16>(x: View, a: Area) -> [f64; 3] {
+    let mut all = [0.0; 3];
+    let step = (F32_PIXELS / a.cols.len().max(1)).max(1);
+    // SAFETY: inside the tensor.
+    unsafe {
+        let plane = x.plane_at(a.nb, a.ch).add(a.cols.start * LANES);
+        for from in a.rows.clone().step_by(step) {
+            let rows = from..a.rows.end.min(from + step);
+            let count = (rows.len() * a.cols.len()) as f64;
+            let base = V::load(plane.add(from * x.row));
+            let (mut s0, mut s1, mut q0, mut q1) = (V::splat(0.0), V::splat(0.0), V::splat(0.0), V::splat(0.0));
+            for row in rows {
+                let p = plane.add(row * x.row);
+                for two in 0..a.cols.len() / 2 {
+                    let d0 = V::load(p.add(2 * two * LANES)).sub(base);
+                    let d1 = V::load(p.add((2 * two + 1) * LANES)).sub(base);
+                    s0 = s0.add(d0);
+                    s1 = s1.add(d1);
+                    q0 = d0.fma(d0, q0);
+                    q1 = d1.fma(d1, q1);
+                }
+                if a.cols.len() % 2 == 1 {
+                    let d = V::load(p.add((a.cols.len() - 1) * LANES)).sub(base);
+                    s0 = s0.add(d);
+                    q0 = d.fma(d, q0);
+                }
+            }
+            let (mut base_, mut sum, mut sq) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+            base.store(base_.as_mut_ptr());
+            s0.add(s1).store(sum.as_mut_ptr());
+            q0.add(q1).store(sq.as_mut_ptr());
+            // All lanes relative to the first lane's base, so that the merge is plain sums.
+            let origin = f64::from(base_[0]);
+            let (mut s, mut q) = (0.0, 0.0);
+            for l in 0..a.lanes {
+                let (b, sl, ql) = (f64::from(base_[l]) - origin, f64::from(sum[l]), f64::from(sq[l]));
+                s += count * b + sl;
+                q += count * b * b + 2.0 * b * sl + ql;
+            }
+            let n = count * a.lanes as f64;
+            let m2 = q - s * s / n;
+            let m2 = if m2 < 0.0 { 0.0 } else { m2 }; // NaN stays
+            all = chan(all, [n, origin + s / n, m2]);
+        }
+    }
+    all
+}
+
+/// What the last writer of a gradient does to it.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Finisher<'a> {
+    /// Passes where this value is positive.
+    pub(super) mask: Option<Source<'a>>,
+    /// For sum(g) and sum(g * (x - mean)): x and its means.
+    pub(super) reduce: [Option<(View, &'a [f32])>; 2],
+}
+
+impl Finisher<'_> {
+    /// Whether it does nothing.
+    pub(super) fn is_empty(&self) -> bool {
+        self.mask.is_none() && self.reduce[0].is_none()
+    }
+
+    /// All tensors have the shape of `g`.
+    pub(super) fn check(&self, g: &View) {
+        let views = self.mask.iter().map(|m| m.t).chain(self.reduce.iter().flatten().map(|r| r.0));
+        assert!(views.into_iter().all(|v| v.plane == g.plane), "finish of tensors of other shapes than {:?}", g.plane);
+    }
+}
+
+/// Masks an area of `g` and returns, for each norm, sum(g) and sum(g * (x - mean)).
+pub(super) unsafe fn finish(isa: Isa, f: Finisher, g: View, a: Area) -> [[f64; 2]; 2] {
+    // SAFETY: as the caller's.
+    unsafe { finish_entry(isa, f, g, a) }
+}
+
+entry_points!(finish_entry = area_finish(f: Finisher, g: View, a: Area) -> [[f64; 2]; 2]);
+
+#[inline(always)]
+unsafe fn area_finish<V: V16>(f: Finisher, g: View, a: Area) -> [[f64; 2]; 2] {
+    // SAFETY: as the caller's.
+    unsafe {
+        match f.reduce {
+            [None, _] => finish_masked::<V, 0>(f, g, a),
+            [_, None] => finish_masked::<V, 1>(f, g, a),
+            _ => finish_masked::<V, 2>(f, g, a),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn finish_masked<V: V16, const R: usize>(f: Finisher, g: View, a: Area) -> [[f64; 2]; 2] {
+    // SAFETY: as the caller's.
+    unsafe {
+        match f.mask {
+            None => finish_rows::<V, R, false, _>(f, g, a, super::source::eval::plain(), g.plane_at(0, 0)),
+            Some(mask) => {
+                with_input!(V, mask, a.nb, a.ch, |eval, t, _x| finish_rows::<V, R, true, _>(f, g, a, eval, t))
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn finish_rows<V: V16, const R: usize, const MASK: bool, E: Eval<V>>(
+    f: Finisher,
+    g: View,
+    a: Area,
+    mask: E,
+    t: *const f32,
+) -> [[f64; 2]; 2] {
+    let mut all = [[0.0; 2]; 2];
+    let step = (F32_PIXELS / a.cols.len().max(1)).max(1);
+    // SAFETY: inside the tensors, which have one shape and so one layout.
+    unsafe {
+        let plane = g.plane_at(a.nb, a.ch);
+        let mut x = [plane.cast_const(); 2];
+        let mut mean = [V::splat(0.0); 2];
+        for r in 0..R {
+            if let Some((view, means)) = f.reduce[r] {
+                x[r] = view.plane_at(a.nb, a.ch);
+                mean[r] = V::splat(means[a.ch]);
+            }
+        }
+        for from in a.rows.clone().step_by(step) {
+            let mut sum = V::splat(0.0);
+            let mut dot = [V::splat(0.0); 2];
+            for row in from..a.rows.end.min(from + step) {
+                for col in a.cols.clone() {
+                    let i = row * g.row + col * LANES;
+                    let mut v = V::load(plane.add(i));
+                    if MASK {
+                        v = v.where_positive(mask.at(t.add(i), t.add(i)));
+                        v.store(plane.add(i));
+                    }
+                    if R > 0 {
+                        sum = sum.add(v);
+                    }
+                    for r in 0..R {
+                        dot[r] = v.fma(V::load(x[r].add(i)).sub(mean[r]), dot[r]);
+                    }
+                }
+            }
+            for r in 0..R {
+                all[r][0] += lanes_sum(sum, a.lanes);
+                all[r][1] += lanes_sum(dot[r], a.lanes);
+            }
+        }
+    }
+    all
+}
+
+/// Sum of the first `lanes` lanes, in f64.
+#[inline(always)]
+unsafe fn lanes_sum<V: V16>(v: V, lanes: usize) -> f64 {
+    let mut l = [0f32; LANES];
+    // SAFETY: 16 floats.
+    unsafe { v.store(l.as_mut_ptr()) };
+    l[..lanes].iter().map(|&v| f64::from(v)).sum()
+}
