@@ -1,5 +1,9 @@
 //! The letters N C H W K R S P Q, once: images N, input channels C, height H, width W, output channels K,
 //! kernel rows R and columns S, output rows P and columns Q.
+//! And the names of the networks.
+
+use std::fmt;
+use std::str::FromStr;
 
 /// Geometry of a square-strided, square-padded convolution on one image. A linear layer is the case
 /// `H = W = R = S = P = Q = 1`. `repr(C)`: passed to kernels by value.
@@ -65,19 +69,102 @@ impl ConvGeom {
 /// Widest first segment of a network: keeps every size far from overflow.
 pub const MAX_WIDTH: usize = 1024;
 
-/// Depth N of a network's name "resnetN": N = 6D+2 from 8 to 1202.
-///
-/// # Errors
-/// Says which names there are.
-pub fn resnet_depth(name: &str) -> Result<usize, String> {
-    let digits = name.strip_prefix("resnet").filter(|d| !d.starts_with(['0', '+']));
-    let depth = digits.and_then(|d| d.parse().ok()).filter(|d: &usize| (8..=1202).contains(d) && d % 6 == 2);
-    depth.ok_or_else(|| {
-        format!(
-            "unknown model {name:?}: allowed are resnetN with N = 6D+2 from 8 to 1202 (resnet8, resnet20, resnet32, \
-             resnet44, resnet56, resnet110, ...)"
-        )
-    })
+/// A network as its name says it. Parsed here, because a configuration is checked where no network can be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Network {
+    /// ResNet for small images, "resnetN" or "cifar-resnetN": N = 6D+2 (paper section 2.1). Where a large network has the
+    /// shorter name (resnet50, resnet152), the small one has the longer one alone.
+    CifarResnet {
+        /// Depth N, from 8 to 1202.
+        depth: usize,
+    },
+    /// ResNet for images of ImageNet's size, "resnet50", or with wider bottlenecks "wrn50-2" (paper section 2.3).
+    ImagenetResnet {
+        /// 18, 34, 50, 101 or 152.
+        depth: usize,
+        /// Factor of the bottlenecks' inner width: 1, or 2 for a Wide ResNet.
+        factor: usize,
+    },
+    /// VGG with batch norm for small images, "vgg16" (paper section 2.2).
+    Vgg {
+        /// 11, 13, 16 or 19.
+        depth: usize,
+    },
+}
+
+const fn imagenet(depth: usize, factor: usize) -> Network {
+    Network::ImagenetResnet { depth, factor }
+}
+
+/// Networks with a name of their own; of two names of one network the first counts.
+const NAMED: [(&str, Network); 13] = [
+    ("resnet18", imagenet(18, 1)),
+    ("resnet34", imagenet(34, 1)),
+    ("resnet50", imagenet(50, 1)),
+    ("resnet101", imagenet(101, 1)),
+    ("resnet152", imagenet(152, 1)),
+    ("wrn50-2", imagenet(50, 2)),
+    ("wrn101-2", imagenet(101, 2)),
+    ("vgg11", Network::Vgg { depth: 11 }),
+    ("vgg13", Network::Vgg { depth: 13 }),
+    ("vgg16", Network::Vgg { depth: 16 }),
+    ("vgg19", Network::Vgg { depth: 19 }),
+    ("wide-resnet50-2", imagenet(50, 2)),
+    ("wide-resnet101-2", imagenet(101, 2)),
+];
+
+impl Network {
+    /// Channels of the standard network's first segment, where that is free to choose: the paper's ResNet-A-B, its B.
+    pub fn standard_width(self) -> Option<usize> {
+        matches!(self, Network::CifarResnet { .. }).then_some(16)
+    }
+
+    /// What to say of a width given to a network that has none.
+    pub fn no_width(self) -> String {
+        format!("{self} has one width only; leave width out: it belongs to the resnetN for small images")
+    }
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    /// # Errors
+    /// Says which names there are, in one line.
+    fn from_str(name: &str) -> Result<Self, String> {
+        if let Some(&(_, network)) = NAMED.iter().find(|(known, _)| *known == name) {
+            return Ok(network);
+        }
+        let digits = name.strip_prefix("cifar-").unwrap_or(name).strip_prefix("resnet");
+        let digits = digits.filter(|d| !d.starts_with(['0', '+']));
+        let depth = digits.and_then(|d| d.parse().ok()).filter(|d: &usize| (8..=1202).contains(d) && d % 6 == 2);
+        depth.map(|depth| Network::CifarResnet { depth }).ok_or_else(|| {
+            let named: Vec<_> = NAMED.iter().map(|&(name, _)| name).collect();
+            format!(
+                "unknown model {name:?}: allowed are resnetN with N = 6D+2 from 8 to 1202 for small images (resnet8, \
+                 resnet20, resnet32, resnet44, resnet56, resnet110, ...; cifar-resnetN is the same, for N = 50 and 152 \
+                 too), and {}",
+                named.join(", ")
+            )
+        })
+    }
+}
+
+impl fmt::Display for Network {
+    /// The name that counts, which parses back.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((name, _)) = NAMED.iter().find(|(_, network)| network == self) {
+            return f.pad(name);
+        }
+        match *self {
+            Network::CifarResnet { depth } => {
+                let short = format!("resnet{depth}");
+                let taken = NAMED.iter().any(|(name, _)| *name == short);
+                f.pad(&if taken { format!("cifar-{short}") } else { short })
+            }
+            Network::ImagenetResnet { depth, factor } => f.pad(&format!("wrn{depth}-{factor}")),
+            Network::Vgg { depth } => f.pad(&format!("vgg{depth}")),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -102,6 +189,31 @@ mod tests {
                 }
             }
             assert_eq!(i64::from(g.output_halo()), lo.max(hi), "{g:?}");
+        }
+    }
+
+    #[test]
+    fn names_parse_and_print() {
+        for (name, network) in NAMED {
+            assert_eq!(name.parse(), Ok(network));
+            assert_eq!(network.to_string().parse(), Ok(network));
+            assert_eq!(network.standard_width(), None);
+        }
+        for depth in (8..=1202).step_by(6) {
+            let small = Network::CifarResnet { depth };
+            assert_eq!(format!("cifar-resnet{depth}").parse(), Ok(small));
+            assert_eq!(small.to_string().parse(), Ok(small), "{small}");
+            assert_eq!(small.to_string().starts_with("cifar-"), [50, 152].contains(&depth), "{small}");
+            assert_eq!(small.standard_width(), Some(16));
+        }
+        assert_eq!("wide-resnet50-2".parse::<Network>().unwrap().to_string(), "wrn50-2");
+        assert_eq!("cifar-resnet20".parse::<Network>().unwrap().to_string(), "resnet20");
+        let bad = "resnet21 resnet+20 resnet020 resnet2 resnet1208 resnet resnet-20 cifar-resnet18 cifar-vgg16 vgg12 vgg wrn50 \
+                   cifar-cifar-resnet20 Resnet50 resnet50-2";
+        for name in bad.split_whitespace().chain([""]) {
+            let e = name.parse::<Network>().unwrap_err();
+            assert!(e.contains(&format!("{name:?}")) && !e.contains('\n'), "{e}");
+            assert!(NAMED.iter().all(|(known, _)| e.contains(known)) && e.contains("6D+2"), "{e}");
         }
     }
 }

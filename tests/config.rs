@@ -49,7 +49,7 @@ fn the_default_is_the_recipe_as_written() {
     let run = resolve(None, None, &Overrides::default()).unwrap();
     let c = &run.config;
     assert_eq!(run.name, DEFAULT_RECIPE);
-    assert_eq!((c.model.as_str(), c.width, c.data.as_str()), ("resnet20", 16, "builtin:fashion-mnist"));
+    assert_eq!((c.model.as_str(), c.width, c.data.as_str()), ("resnet20", Some(16), "builtin:fashion-mnist"));
     assert_eq!((c.method, c.sparsity, c.density, c.mask_draw), (Method::Erk, Some(0.9), None, Draw::Exact));
     assert_eq!((c.batch_size, c.lr, c.momentum, c.nesterov, c.weight_decay), (128, 0.1, 0.9, true, 5e-4));
     assert_eq!((c.selection, c.validation), (Selection::Last, 0));
@@ -442,8 +442,47 @@ fn test_images_are_not_selected_on_beside_a_validation_split() {
 
 #[test]
 fn the_network_is_checked_with_everything_else() {
-    let all = faults(Some("model = \"vgg16\"\nlr = -1.0\nwidth = 2000\n"), &["foo=2"]).join("\n");
-    for wanted in ["unknown model \"vgg16\": allowed are resnetN", "lr", "width", "foo"] {
+    let all = faults(Some("model = \"vgg12\"\nlr = -1.0\nwidth = 2000\n"), &["foo=2"]).join("\n");
+    for wanted in ["unknown model \"vgg12\": allowed are resnetN", "lr", "width", "foo"] {
         assert!(all.contains(wanted), "no {wanted:?} in {all}");
+    }
+}
+
+#[test]
+fn a_width_belongs_to_the_networks_that_have_several() {
+    // The recipe's width goes with its network.
+    let c = with(&["model=vgg16"]);
+    assert_eq!((c.model.as_str(), c.width), ("vgg16", None));
+    assert!(!c.to_toml().unwrap().contains("width"));
+    assert_eq!(Config::from_toml(&c.to_toml().unwrap(), "again").unwrap(), c);
+    assert_eq!(resolve(None, None, &sets(&["model=resnet50"])).unwrap().name, "resnet50");
+    // One that is asked for beside it, or later, is a fault, and one fault alone.
+    for (text, list) in [
+        (None, &["model=resnet50", "width=16"][..]),
+        (Some("model = \"resnet50\"\n"), &["width=64"]),
+        (Some("model = \"resnet50\"\nwidth = 64\n"), &[]),
+    ] {
+        let lines = faults(text, list);
+        assert!(lines.len() == 1 && lines[0].contains(": width: resnet50 has one width only; leave"), "{lines:?}");
+    }
+    assert_eq!(faults(None, &["model=resnet50", "width=0"]).len(), 1);
+    // Back to a network that has several, the standard one; between two such, the width stays.
+    let f = file("model = \"resnet50\"\n");
+    let back = |list: &[&str]| resolve(None, Some(f.path()), &sets(list)).unwrap().config;
+    assert_eq!(back(&["model=resnet56"]).width, Some(16));
+    assert_eq!(back(&["model=resnet56", "width=8"]).width, Some(8));
+    let f = file("width = 24\n");
+    assert_eq!(resolve(None, Some(f.path()), &sets(&["model=resnet56"])).unwrap().name, "resnet56-24");
+}
+
+#[test]
+fn a_network_has_one_name_in_a_resolved_configuration() {
+    for (given, name) in [
+        ("cifar-resnet20", "resnet20"),
+        ("resnet50", "resnet50"),
+        ("cifar-resnet50", "cifar-resnet50"),
+        ("wide-resnet50-2", "wrn50-2"),
+    ] {
+        assert_eq!(with(&[&format!("model={given}")]).model, name);
     }
 }

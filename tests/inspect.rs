@@ -137,7 +137,9 @@ fn the_table_is_aligned_and_complete() {
 #[test]
 fn bad_arguments_say_what_is_allowed() {
     for (arguments, allowed) in [
-        ("--model vgg16 --density 0.1", "resnet20"),
+        ("--model vgg12 --density 0.1", "vgg13"),
+        ("--model vgg16 --width 16 --density 0.1", "width: vgg16 has one width only"),
+        ("--model vgg16 --image-size 15 --density 0.1", "image size: wanted 16"),
         ("--model resnet21 --density 0.1", "6D+2"),
         ("--method ERK_plus --density 0.1", "dense, uniform, erk"),
         ("--mask-draw random --density 0.1", "exact, bernoulli"),
@@ -166,6 +168,24 @@ fn bad_arguments_say_what_is_allowed() {
             assert!(!e.to_string().contains('\n'), "{arguments}: {e}");
         }
     }
+}
+
+#[test]
+fn large_networks_have_their_own_images_and_no_width() {
+    for (name, width, image) in [
+        ("resnet50", Value::Null, [3, 224, 1000]),
+        ("wide-resnet50-2", Value::Null, [3, 224, 1000]),
+        ("vgg11", Value::Null, [3, 32, 10]),
+        ("cifar-resnet50", 16.into(), [3, 32, 10]),
+    ] {
+        let report = json(&format!("--model {name} --sparsity 0.9"));
+        assert_eq!(report["width"], width, "{name}");
+        assert_eq!(["channels", "image_size", "classes"].map(|key| report[key].as_u64().unwrap()), image, "{name}");
+        assert_eq!(report["model"].as_str().unwrap(), name.replace("wide-resnet", "wrn"));
+    }
+    let text = inspect("--model resnet18 --sparsity 0.9 --classes 7 --image-size 64").unwrap();
+    assert!(text.starts_with("resnet18, on 3x64x64 images of 7 classes\nerk, density 0.1, exact counts\n"), "{text}");
+    assert_eq!(text.lines().filter(|line| line.contains(".weight ")).count(), 21);
 }
 
 /// A writer that fails after `room` bytes.

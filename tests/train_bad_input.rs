@@ -123,7 +123,7 @@ fn images_that_the_network_cannot_take() {
 fn configuration() {
     let lab = Lab::new();
     let set = |text: &str, wanted: &[&str]| refused(&lab, &["--set", text], 2, wanted);
-    set("model=vgg16", &["unknown model \"vgg16\"", "resnetN"]);
+    set("model=vgg12", &["unknown model \"vgg12\"", "resnetN"]);
     set("model=resnet9", &["unknown model \"resnet9\"", "resnet8"]);
     set("method=erq", &["method: wanted one of", "\"erk\"", "did you mean"]);
     set("sparsty=0.9", &["sparsty: unknown key; did you mean sparsity?", "allowed"]);

@@ -129,7 +129,7 @@ pub struct NormSpec {
 }
 
 /// Maximum over square windows; padding never wins.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PoolSpec {
     /// Rows and columns of a window.
     pub size: u32,

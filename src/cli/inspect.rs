@@ -10,21 +10,21 @@ use std::io::Write;
 /// Shows layer densities, counts and costs of a network.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArgs {
-    /// Network: resnetN for small images, N = 6D+2 from 8
+    /// Network: resnetN (N = 6D+2) or vgg11 to vgg19 for small images; resnet18, 34, 50, 101, 152, wrn50-2 or wrn101-2
     #[arg(long, default_value = "resnet20")]
     pub model: String,
-    /// Channels of the first segment (the paper's ResNet-A-B: B)
-    #[arg(long, default_value_t = 16)]
-    pub width: usize,
-    /// Number of classes
-    #[arg(long, default_value_t = 10)]
-    pub classes: usize,
-    /// Channels of an input image
-    #[arg(long, default_value_t = 3)]
-    pub channels: usize,
-    /// Rows and columns of an input image
-    #[arg(long, default_value_t = 32)]
-    pub image_size: usize,
+    /// Channels of the first segment of a resnetN for small images (the paper's ResNet-A-B: B) [default: 16]
+    #[arg(long)]
+    pub width: Option<usize>,
+    /// Number of classes [default: 10 for small images, else 1000]
+    #[arg(long)]
+    pub classes: Option<usize>,
+    /// Channels of an input image [default: 3]
+    #[arg(long)]
+    pub channels: Option<usize>,
+    /// Rows and columns of an input image [default: 32 for small images, else 224]
+    #[arg(long)]
+    pub image_size: Option<usize>,
     /// How layers share the density: dense, uniform or erk
     #[arg(long, default_value = "erk")]
     pub method: String,
@@ -70,7 +70,8 @@ pub fn write(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
 #[derive(Serialize)]
 struct Report {
     model: String,
-    width: usize,
+    /// Null for networks that have one width only.
+    width: Option<usize>,
     classes: usize,
     channels: usize,
     image_size: usize,
@@ -108,7 +109,12 @@ impl Report {
     fn new(args: &InspectArgs) -> Result<Self> {
         let (method, draw): (Method, Draw) = (args.method.parse()?, args.mask_draw.parse()?);
         let density = density(method, args.density, args.sparsity)?;
-        let graph = models::by_name(&args.model, args.width, args.channels, args.classes, args.image_size)?;
+        let network = models::parse(&args.model)?;
+        let default = models::default_image(&args.model)?;
+        let channels = args.channels.unwrap_or(default.0);
+        let image_size = args.image_size.unwrap_or(default.1);
+        let classes = args.classes.unwrap_or(default.2);
+        let graph = models::by_name(&args.model, args.width, channels, classes, image_size)?;
         let maskable = graph.maskable();
         let densities = layer_densities(&maskable, method, density)?;
         let counts = match draw {
@@ -134,11 +140,11 @@ impl Report {
         let macs_dense = layers.iter().map(|l| l.macs).sum();
         let macs_sparse = layers.iter().map(|l| l.macs_sparse).sum();
         Ok(Report {
-            model: args.model.clone(),
-            width: args.width,
-            classes: args.classes,
-            channels: args.channels,
-            image_size: args.image_size,
+            model: network.to_string(),
+            width: args.width.or(network.standard_width()),
+            classes,
+            channels,
+            image_size,
             method,
             density: density.value(),
             mask_draw: draw,
@@ -159,13 +165,14 @@ impl Report {
     fn table(&self) -> String {
         let stored = self.params - self.maskable + self.nnz;
         let size = self.image_size;
+        let width = self.width.map(|w| format!(", width {w}")).unwrap_or_default();
         let draw = match self.mask_draw {
             Draw::Exact => "exact counts".to_string(),
             Draw::Bernoulli => format!("Bernoulli draw of mask seed {}", self.seed),
         };
         let mut text = format!(
-            "{}, width {}, on {}x{size}x{size} images of {} classes\n{}, density {}, {draw}\n\n",
-            self.model, self.width, self.channels, self.classes, self.method, self.density
+            "{}{width}, on {}x{size}x{size} images of {} classes\n{}, density {}, {draw}\n\n",
+            self.model, self.channels, self.classes, self.method, self.density
         );
         let head = ["layer", "shape", "size", "density", "realised", "kept", "dense MACs", "sparse MACs"];
         let mut rows = vec![head.map(String::from)];

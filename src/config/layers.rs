@@ -1,6 +1,7 @@
 //! Sources of configuration laid over each other, key by key: recipe, file, command line.
 
 use super::keys::{self, Key};
+use crate::shape::Network;
 use std::collections::BTreeMap;
 use toml::{Table, Value};
 
@@ -111,7 +112,7 @@ pub(super) struct Merged {
 impl Merged {
     /// Lays `layer` over what is there. Keys that say the same thing in other words replace each other: a sparsity an
     /// earlier density, a base seed the earlier single ones, `method = "dense"` an earlier sparsity, another kind of
-    /// schedule the earlier milestones, other data the earlier normalisation.
+    /// schedule the earlier milestones, other data the earlier normalisation, a network that has no width the earlier one.
     pub(super) fn lay(&mut self, layer: Layer, faults: &mut Faults) {
         if layer.has("sparsity") && layer.has("density") {
             faults.push(format!("{}: sparsity and density are both given; give one", layer.source));
@@ -138,6 +139,10 @@ impl Merged {
         if changes("data", &layer) {
             replaced.extend(["preprocess.mean", "preprocess.std"]);
         }
+        let network = layer.entries.get("model").and_then(|m| m.as_ref()?.as_str()?.parse::<Network>().ok());
+        if network.is_some_and(|n| n.standard_width().is_none()) {
+            replaced.push("width");
+        }
         for name in replaced {
             self.entries.remove(name);
         }
@@ -148,6 +153,20 @@ impl Merged {
         for (name, value) in layer.entries {
             self.entries.insert(name, Entry { value, source: layer.source.clone(), epochs });
         }
+    }
+
+    /// Gives a network that can have any width the standard one where no source names it: a source below may have named a
+    /// network that has none.
+    pub(super) fn fill_width(&mut self) {
+        if let (Some(width), false) = (self.network().and_then(Network::standard_width), self.has("width")) {
+            let source = self.source("model").to_string();
+            self.entries.insert("width", Entry { value: Some(Value::Integer(width as i64)), source, epochs: None });
+        }
+    }
+
+    /// The network, if its name is a good one.
+    pub(super) fn network(&self) -> Option<Network> {
+        self.text("model")?.parse().ok()
     }
 
     /// Whether any source has the key, with a good value or not.

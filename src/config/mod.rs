@@ -62,10 +62,12 @@ pub struct Seeds {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// "resnetN" with N = 6D+2, for small images.
+    /// A network by its name, see [`crate::shape::Network`].
     pub model: String,
-    /// Width of the first segment (paper's ResNet-A-B: B); 16 is the standard network.
-    pub width: usize,
+    /// Width of the first segment (paper's ResNet-A-B: B); 16 is the standard network. `None` for networks that have one
+    /// width only: all but the ResNets for small images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub width: Option<usize>,
     /// "builtin:fashion-mnist" or a path.
     pub data: String,
     /// Training images held back for validation, from the end of the training split.
@@ -208,6 +210,7 @@ pub fn resolve(recipe: Option<&str>, file: Option<&Path>, overrides: &Overrides)
         merged.lay(Layer::parse(path.display().to_string(), &text, &mut faults), &mut faults);
     }
     merged.lay(overrides.layer(&mut faults), &mut faults);
+    merged.fill_width();
     let config = finish(&merged, faults)?;
     let same = of_recipe(&merged).iter().zip(&original).all(|(new, old)| old.is_none() || new == old);
     let name = if same { recipe.name.to_string() } else { config.network() };
@@ -250,7 +253,10 @@ impl Config {
 
     /// The network as one word, such as "resnet20", or "resnet20-32" where the width is not the standard 16.
     pub fn network(&self) -> String {
-        if self.width == 16 { self.model.clone() } else { format!("{}-{}", self.model, self.width) }
+        match self.width {
+            None | Some(16) => self.model.clone(),
+            Some(width) => format!("{}-{width}", self.model),
+        }
     }
 
     /// The keys in which `other` differs, as "key: this, that". Normalisation that one of them leaves open is no difference.

@@ -2,7 +2,7 @@
 
 use super::layers::{Faults, Merged};
 use super::{Config, keys};
-use crate::shape::resnet_depth;
+use crate::shape::Network;
 use toml::{Table, Value};
 
 /// The configuration, or `None` with the reasons added to `faults`.
@@ -25,6 +25,9 @@ pub(super) fn resolve(merged: &Merged, faults: &mut Faults) -> Option<Config> {
         put(&mut table, "warmup_epochs", Value::Float(epochs));
     }
     seeds(merged, &mut table);
+    if let Some(network) = merged.network() {
+        put(&mut table, "model", Value::String(network.to_string())); // one name a network in files and tables
+    }
     match Config::deserialize_table(table) {
         Ok(config) => match config.target() {
             Ok(_) => Some(config),
@@ -73,10 +76,12 @@ fn seeds(merged: &Merged, table: &mut Table) {
 /// files from which a line was deleted.
 fn require(merged: &Merged, faults: &mut Faults) {
     let multi_step = merged.text("schedule.kind") == Some("multi-step");
+    let any_width = merged.network().is_some_and(|n| n.standard_width().is_some());
     for key in keys::KEYS {
         let needed = match key.name {
             "density" | "sparsity" | "preprocess.mean" | "preprocess.std" | "seed.base" => false,
             "schedule.milestones" | "schedule.gamma" => multi_step,
+            "width" => any_width,
             "seed.init" | "seed.mask" | "seed.data" => !merged.has("seed.base"),
             _ => true,
         };
@@ -109,8 +114,12 @@ fn ties(merged: &Merged, faults: &mut Faults) {
     if nesterov == Some(true) && merged.number("momentum") == Some(0.0) {
         fault("nesterov", "needs a momentum above 0; set nesterov=false, or a momentum".into());
     }
-    if let Some(Err(what)) = merged.text("model").map(resnet_depth) {
-        fault("model", what);
+    match merged.text("model").map(str::parse::<Network>) {
+        Some(Err(what)) => fault("model", what),
+        Some(Ok(network)) if network.standard_width().is_none() && merged.value("width").is_some() => {
+            fault("width", network.no_width());
+        }
+        _ => {}
     }
     if merged.text("selection") == Some("best-test") && merged.number("validation").is_some_and(|v| v > 0.0) {
         fault("selection", "best-test beside a validation split: use best-val, or set validation=0".into());

@@ -9,7 +9,8 @@ impl Graph {
         let p = &self.params()[param];
         let stream = Stream::new(seed, Purpose::Init, &p.name);
         let value = |i: u64| match p.init {
-            Init::KaimingNormal { fan_in } => (2.0 / fan_in as f64).sqrt() * stream.normal(i),
+            Init::KaimingNormal { fan } => (2.0 / fan as f64).sqrt() * stream.normal(i),
+            Init::Normal { std } => std * stream.normal(i),
             Init::Uniform { fan_in } => (2.0 * stream.uniform(i) - 1.0) / (fan_in as f64).sqrt(),
             Init::Constant(v) => v,
         };

@@ -62,15 +62,20 @@ pub struct Node {
     pub chw: (u32, u32, u32),
 }
 
-/// How a parameter starts (paper's code, CIFAR networks).
+/// How a parameter starts (paper sections 2.1 to 2.3).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Init {
-    /// Normal with standard deviation sqrt(2 / fan_in).
+    /// Normal with standard deviation sqrt(2 / fan).
     KaimingNormal {
-        /// Inputs of one output.
-        fan_in: usize,
+        /// fan_in, the inputs of one output (C*R*S), or fan_out, the outputs of one input (K*R*S).
+        fan: usize,
     },
-    /// Uniform in +-1/sqrt(fan_in): PyTorch's default of a linear bias.
+    /// Normal.
+    Normal {
+        /// Standard deviation.
+        std: f64,
+    },
+    /// Uniform in +-1/sqrt(fan_in): PyTorch's default of a linear layer, weight and bias.
     Uniform {
         /// Inputs of one output.
         fan_in: usize,
@@ -188,7 +193,7 @@ impl Graph {
         self.convs.iter().map(|c| c.geom.macs()).collect()
     }
 
-    /// Square convolution without bias, `r` x `r`.
+    /// Square convolution without bias, `r` x `r`; the weight starts Kaiming-normal by fan_in.
     ///
     /// # Errors
     /// A kernel larger than the padded input, or a zero size.
@@ -202,13 +207,14 @@ impl Graph {
         }
         let [k, r, stride, pad] = [k, r, stride, pad].map(|v| v as u32);
         let geom = ConvGeom { c, h, w, k, r, s: r, stride, pad };
-        let fan_in = (c * r * r) as usize;
+        let fan = (c * r * r) as usize;
         let shape = [k, c, r, r].map(|v| v as usize).to_vec();
-        let weight = self.param(format!("{name}.weight"), shape, Init::KaimingNormal { fan_in }, true);
+        let weight = self.param(format!("{name}.weight"), shape, Init::KaimingNormal { fan }, true);
         Ok(self.push_conv(name, x, geom, weight, None))
     }
 
-    /// Linear layer with bias on a 1x1 plane: the last one gives the logits.
+    /// Linear layer with bias on a 1x1 plane: the last one gives the logits. The weight starts Kaiming-normal, the bias
+    /// uniform.
     ///
     /// # Errors
     /// An input that is not a 1x1 plane, or no outputs.
@@ -221,7 +227,7 @@ impl Graph {
         }
         let geom = ConvGeom { c, h: 1, w: 1, k: out as u32, r: 1, s: 1, stride: 1, pad: 0 };
         let fan_in = c as usize;
-        let weight = self.param(format!("{name}.weight"), vec![out, fan_in], Init::KaimingNormal { fan_in }, true);
+        let weight = self.param(format!("{name}.weight"), vec![out, fan_in], Init::KaimingNormal { fan: fan_in }, true);
         let bias = self.param(format!("{name}.bias"), vec![out], Init::Uniform { fan_in }, false);
         Ok(self.push_conv(name, x, geom, weight, Some(bias)))
     }
@@ -257,20 +263,36 @@ impl Graph {
         self.push(Op::Pool, vec![x], (self.nodes[x.0].chw.0, 1, 1))
     }
 
-    /// Maximum over `size` x `size` windows; padding never wins.
+    /// Maximum over `size` x `size` windows, `stride` apart, of the image with `pad` cells around it that never win: rows
+    /// P = floor((H + 2 pad - size) / stride) + 1, columns likewise.
     ///
     /// # Errors
-    /// A window larger than the padded input, or padding not smaller than the window.
+    /// A window larger than the padded input, padding of a whole window, a zero size.
     pub fn max_pool(&mut self, x: NodeId, size: usize, stride: usize, pad: usize) -> Result<NodeId> {
+        const LARGEST: usize = 1 << 16; // far from overflow below, and beyond any plane
         let (c, h, w) = self.nodes[x.0].chw;
-        let [h, w] = [h, w].map(|v| v as usize + 2 * pad);
-        if pad >= size || stride == 0 || h < size || w < size {
-            return Err(Error::Usage(format!("max pool fits not")));
+        let sizes = [size, stride].iter().all(|v| (1..=LARGEST).contains(v)) && pad < size;
+        if !sizes || (h.min(w) as usize) + 2 * pad < size {
+            return Err(Error::Usage(format!(
+                "a {size}x{size} maximum pooling with stride {stride} and padding {pad} does not fit an input of \
+                 {c}x{h}x{w}; use a larger image, or sizes of 1 to {LARGEST} with less padding than the window"
+            )));
         }
-        let out = [h, w].map(|v| ((v - size) / stride + 1) as u32);
         let [size, stride, pad] = [size, stride, pad].map(|v| v as u32);
         self.pools.push(PoolSpec { size, stride, pad });
-        Ok(self.push(Op::MaxPool(self.pools.len() - 1), vec![x], (c, out[0], out[1])))
+        let [p, q] = [h, w].map(|side| (side + 2 * pad - size) / stride + 1);
+        Ok(self.push(Op::MaxPool(self.pools.len() - 1), vec![x], (c, p, q)))
+    }
+
+    /// Replaces how a parameter starts.
+    ///
+    /// # Errors
+    /// No parameter of that name.
+    pub fn set_init(&mut self, param: &str, init: Init) -> Result<()> {
+        let found = self.params.iter_mut().find(|p| p.name == param);
+        let param = found.ok_or_else(|| Error::Usage(format!("initial values of {param}: no such parameter")))?;
+        param.init = init;
+        Ok(())
     }
 
     fn param(&mut self, name: String, shape: Vec<usize>, init: Init, maskable: bool) -> usize {

@@ -12,8 +12,8 @@ mod norm;
 mod pool;
 
 use super::{
-    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, Plane, PoolId, SgdStep, Spec, Store,
-    TensorId, Write,
+    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, Plane, PoolId, SgdStep, Spec,
+    Store, TensorId, Write,
 };
 use std::ops::Range;
 
