@@ -1,7 +1,10 @@
 //! Where the time of a step goes: a backend that times each operation of the one inside it. Two looks at the clock an
-//! operation, some 50 ns: below a thousandth of the smallest step measured.
+//! operation, some 50 ns: below a thousandth of the smallest step measured. The same backend has operations checked.
 
-use crate::backend::{Backend, BatchLoss, Bytes, ConvId, Dst, NormId, SgdStep, Spec, Store, TensorId};
+use super::check::{Check, Names, Verified};
+use crate::backend::{
+    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, NormId, PoolId, SgdStep, Spec, Store, TensorId,
+};
 use std::time::Instant;
 
 /// A part of a training step.
@@ -9,11 +12,12 @@ use std::time::Instant;
 pub enum Phase {
     /// The batch, from host order into the backend's.
     Upload,
-    /// Convolutions and linear layers, forward; with statistics and what is computed while reading, where fused.
+    /// Convolutions and linear layers, forward: with the batch norms and ReLUs that they read through, and the statistics of
+    /// what they write.
     ConvForward,
-    /// Batch norm forward, where not part of a neighbour.
+    /// Statistics of batch norms that no convolution takes.
     NormForward,
-    /// Additions and ReLUs forward, likewise.
+    /// Additions, with the batch norms and ReLUs that they read through.
     JoinForward,
     /// Pooling forward.
     PoolForward,
@@ -21,11 +25,10 @@ pub enum Phase {
     Loss,
     /// Pooling backward.
     PoolBackward,
-    /// Additions and ReLUs backward, where not part of a neighbour.
+    /// Gradients of additions.
     JoinBackward,
-    /// Batch norm backward, likewise.
-    NormBackward,
-    /// Gradients of convolutions and linear layers, of data and weights; with ReLU masks and sums, where fused.
+    /// Gradients of convolutions and linear layers, of data and weights, through the batch norms behind them and with the ReLU
+    /// masks and sums of those before them.
     ConvBackward,
     /// Momentum and update.
     Sgd,
@@ -35,7 +38,7 @@ pub enum Phase {
 
 impl Phase {
     /// Every phase, in the order of a step and of the discriminants.
-    pub const ALL: [Phase; 12] = [
+    pub const ALL: [Phase; 11] = [
         Phase::Upload,
         Phase::ConvForward,
         Phase::NormForward,
@@ -44,7 +47,6 @@ impl Phase {
         Phase::Loss,
         Phase::PoolBackward,
         Phase::JoinBackward,
-        Phase::NormBackward,
         Phase::ConvBackward,
         Phase::Sgd,
         Phase::Other,
@@ -57,7 +59,6 @@ impl Phase {
             Phase::ConvForward => "conv_forward",
             Phase::ConvBackward => "conv_backward",
             Phase::NormForward => "norm_forward",
-            Phase::NormBackward => "norm_backward",
             Phase::JoinForward => "join_forward",
             Phase::JoinBackward => "join_backward",
             Phase::PoolForward => "pool_forward",
@@ -69,15 +70,16 @@ impl Phase {
     }
 }
 
-/// Times what its inner backend does.
-pub(super) struct Timed<B> {
+/// Times what its inner backend does, or checks it.
+pub(super) struct Watched<B: Backend> {
     inner: B,
     seconds: [f64; Phase::ALL.len()],
+    check: Option<Check<B::Real>>,
 }
 
-impl<B: Backend> Timed<B> {
+impl<B: Backend> Watched<B> {
     pub(super) fn new(inner: B) -> Self {
-        Timed { inner, seconds: [0.0; Phase::ALL.len()] }
+        Watched { inner, seconds: [0.0; Phase::ALL.len()], check: None }
     }
 
     /// Seconds in each phase since the last call, in the order of [`Phase::ALL`].
@@ -85,7 +87,35 @@ impl<B: Backend> Timed<B> {
         std::mem::replace(&mut self.seconds, [0.0; Phase::ALL.len()])
     }
 
-    fn timed<R>(&mut self, phase: Phase, op: impl FnOnce(&mut B) -> R) -> R {
+    /// From now on operations are checked, not timed.
+    pub(super) fn begin_check(&mut self, names: Names) {
+        self.check = Some(Check::new(&mut self.inner, names));
+    }
+
+    /// Checks the gradients written up to now, before others take their place.
+    pub(super) fn settle_check(&mut self) {
+        if let Some(check) = &mut self.check {
+            check.settle(&self.inner);
+        }
+    }
+
+    /// What the check found; from now on operations are timed.
+    ///
+    /// # Errors
+    /// The first number that is wrong.
+    pub(super) fn end_check(&mut self) -> Result<Verified, String> {
+        self.check.take().map_or(Ok(Verified::default()), |check| check.finish(&self.inner))
+    }
+
+    fn run<R>(
+        &mut self,
+        phase: Phase,
+        op: impl FnOnce(&mut B) -> R,
+        checked: impl FnOnce(&mut Check<B::Real>, &mut B) -> R,
+    ) -> R {
+        if let Some(check) = &mut self.check {
+            return checked(check, &mut self.inner);
+        }
         let start = Instant::now();
         let result = op(&mut self.inner);
         self.seconds[phase as usize] += start.elapsed().as_secs_f64();
@@ -93,7 +123,14 @@ impl<B: Backend> Timed<B> {
     }
 }
 
-impl<B: Backend> Backend for Timed<B> {
+/// `watch!(self, phase, operation(arguments))`: the operation, timed or checked.
+macro_rules! watch {
+    ($self:ident, $phase:ident, $op:ident($($arg:expr),*)) => {
+        $self.run(Phase::$phase, |inner| inner.$op($($arg),*), |check, inner| check.$op(inner, $($arg),*))
+    };
+}
+
+impl<B: Backend> Backend for Watched<B> {
     type Real = B::Real;
 
     fn spec(&self) -> &Spec {
@@ -105,9 +142,6 @@ impl<B: Backend> Backend for Timed<B> {
     fn bytes(&self) -> Bytes {
         self.inner.bytes()
     }
-    fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[B::Real]) {
-        self.timed(Phase::Upload, |b| b.write_tensor(t, n, nchw));
-    }
     fn read_tensor(&self, t: TensorId, n: usize) -> Vec<B::Real> {
         self.inner.read_tensor(t, n)
     }
@@ -117,54 +151,39 @@ impl<B: Backend> Backend for Timed<B> {
     fn write_store(&mut self, store: Store, data: &[B::Real]) {
         self.inner.write_store(store, data);
     }
+    fn norm_running(&mut self, norm: NormId) {
+        self.inner.norm_running(norm); // no part of a step
+    }
 
-    fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
-        self.timed(Phase::ConvForward, |b| b.conv_forward(conv, x, y, n));
+    fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[B::Real]) {
+        watch!(self, Upload, write_tensor(t, n, nchw));
     }
-    fn conv_backward_data(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize) {
-        self.timed(Phase::ConvBackward, |b| b.conv_backward_data(conv, dy, dx, n));
+    fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
+        watch!(self, NormForward, norm_stats(norm, x, n));
     }
-    fn conv_backward_weight(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize) {
-        self.timed(Phase::ConvBackward, |b| b.conv_backward_weight(conv, x, dy, n));
+    fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
+        watch!(self, ConvForward, conv_forward(conv, x, y, stats, n));
     }
-    fn norm_forward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        residual: Option<TensorId>,
-        relu: bool,
-        y: TensorId,
-        n: usize,
-    ) {
-        self.timed(Phase::NormForward, |b| b.norm_forward(norm, x, residual, relu, y, n));
+    fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
+        watch!(self, ConvBackward, conv_backward(conv, x, dy, dx, n));
     }
-    fn norm_infer(&mut self, norm: NormId, x: TensorId, residual: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.timed(Phase::NormForward, |b| b.norm_infer(norm, x, residual, relu, y, n));
+    fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
+        watch!(self, JoinForward, join_forward(a, b, relu, y, n));
     }
-    fn norm_backward(
-        &mut self,
-        norm: NormId,
-        x: TensorId,
-        y: TensorId,
-        relu: bool,
-        dy: TensorId,
-        dx: Dst,
-        dres: Option<Dst>,
-        n: usize,
-    ) {
-        self.timed(Phase::NormBackward, |b| b.norm_backward(norm, x, y, relu, dy, dx, dres, n));
+    fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        watch!(self, JoinBackward, copy_backward(dy, dx, n));
     }
-    fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.timed(Phase::JoinForward, |inner| inner.join_forward(a, b, relu, y, n));
+    fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
+        watch!(self, PoolForward, pool_forward(x, y, n));
     }
-    fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize) {
-        self.timed(Phase::JoinBackward, |b| b.join_backward(y, relu, dy, da, db, n));
+    fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        watch!(self, PoolBackward, pool_backward(dy, dx, n));
     }
-    fn pool_forward(&mut self, x: TensorId, y: TensorId, n: usize) {
-        self.timed(Phase::PoolForward, |b| b.pool_forward(x, y, n));
+    fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
+        watch!(self, PoolForward, max_pool_forward(pool, x, y, n));
     }
-    fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize) {
-        self.timed(Phase::PoolBackward, |b| b.pool_backward(dy, dx, n));
+    fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
+        watch!(self, PoolBackward, max_pool_backward(pool, x, dy, dx, n));
     }
     fn cross_entropy(
         &mut self,
@@ -174,9 +193,9 @@ impl<B: Backend> Backend for Timed<B> {
         dlogits: Option<TensorId>,
         n: usize,
     ) -> BatchLoss {
-        self.timed(Phase::Loss, |b| b.cross_entropy(logits, labels, smoothing, dlogits, n))
+        watch!(self, Loss, cross_entropy(logits, labels, smoothing, dlogits, n))
     }
     fn sgd(&mut self, step: SgdStep) {
-        self.timed(Phase::Sgd, |b| b.sgd(step));
+        watch!(self, Sgd, sgd(step));
     }
 }

@@ -2,12 +2,12 @@
 //! else the machine does hits both alike.
 //!
 //! A step is what a training loop pays for: the batch into the backend, forward, loss, backward, SGD. Images and labels are
-//! random, from the seed, in memory. Before anything is timed the step is verified ([`super::verify`]).
+//! random, from the seed, in memory. Before anything is timed every operation of a step is checked (`check/mod.rs`).
 
+use super::check::{Names, Verified};
 use super::memory::{self, Memory};
-use super::phases::{Phase, Timed};
+use super::phases::{Phase, Watched};
 use super::stats::Spread;
-use super::verify::{self, Verified};
 use crate::backend::{Backend, Bytes, Real, SgdStep, Spec};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Net};
@@ -28,8 +28,8 @@ pub(super) const UPDATE: SgdStep = SgdStep { lr: 0.01, momentum: 0.9, weight_dec
 pub struct Config {
     /// Network, as [`models::by_name`] knows it.
     pub model: String,
-    /// Its width.
-    pub width: usize,
+    /// Its width; `None`: its standard one, or the only one it has.
+    pub width: Option<usize>,
     /// Channels of an image.
     pub channels: usize,
     /// Rows and columns of an image.
@@ -204,7 +204,7 @@ impl<R: Real> Batch<R> {
 /// A network in training.
 struct Runner<B: Backend> {
     name: &'static str,
-    net: Net<Timed<B>>,
+    net: Net<Watched<B>>,
     macs: u64,
     steps_done: usize,
     step_ms: Vec<f64>,
@@ -214,7 +214,7 @@ struct Runner<B: Backend> {
 
 impl<B: Backend> Runner<B> {
     fn new(name: &'static str, network: &Network, config: &Config, make: &dyn Fn(Spec) -> Result<B>) -> Result<Self> {
-        let make = |spec| Ok(Timed::new(make(spec)?));
+        let make = |spec| Ok(Watched::new(make(spec)?));
         let mut net = Net::new(&network.graph, &network.masks, config.batch, make)?;
         net.check_batch(config.batch)?;
         net.init(&network.graph, config.seed);
@@ -242,16 +242,16 @@ impl<B: Backend> Runner<B> {
         (0..steps).try_for_each(|_| self.step(batch).map(drop))
     }
 
+    /// One step, checked operation by operation.
     fn verify(&mut self, network: &Network, batch: &Batch<B::Real>) -> Result<()> {
-        let wrong = |what: String| {
-            Error::Failed(format!(
-                "bench step: the {} network's result is wrong, so no time is given: {what}",
-                self.name
-            ))
+        self.net.backend_mut().begin_check(Names::of(&network.graph));
+        let done = self.step(batch);
+        let name = self.name;
+        let wrong = |what| {
+            Error::Failed(format!("bench step: the {name} network's result is wrong, so no time is given: {what}"))
         };
-        let Network { graph, masks, macs } = network;
-        self.verified = Some(verify::step(&mut self.net, graph, masks, *macs, batch).map_err(wrong)?);
-        Ok(())
+        self.verified = Some(self.net.backend_mut().end_check().map_err(wrong)?);
+        done.map(drop)
     }
 
     /// Timed steps after one that is not; their median in milliseconds.

@@ -6,6 +6,7 @@ use crate::backend::{Bytes, Spec};
 use crate::bench::memory::Memory;
 use crate::bench::step::{self, Config, Dense, Figures, Report};
 use crate::error::{Error, Result};
+use crate::models;
 use crate::report::{Engine, Machine};
 use crate::sparsity::{Density, Method};
 use serde_json::{Value, json};
@@ -17,19 +18,19 @@ const SCHEMA: u32 = 1;
 /// Times training steps of a sparse network beside the same network dense.
 ///
 /// A step is the batch into the backend, forward, loss, backward and SGD on random images in memory. The two networks take
-/// turns, five steps each. Before anything is timed a step of each is compared with the f64 reference: exit code 1 and no
-/// time if it is wrong.
+/// turns, five steps each. Before anything is timed each operation of a step of each is checked in f64: exit code 1 and no
+/// time if one is wrong.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  sparse-engine bench step --sparsity 0.95 --threads 1\n  \
                         sparse-engine bench step --model resnet56 --method uniform --json\n\n\
                         Keys of the JSON object: docs/bench.md.")]
 pub(super) struct StepArgs {
-    /// Network
+    /// Network: resnetN with N = 6D+2 for small images, resnet18, 34, 50, ..., wide-resnet50-2, vgg11 to 19, ...
     #[arg(long, default_value = "resnet20")]
     model: String,
-    /// Channels of the first segment
-    #[arg(long, default_value_t = 16)]
-    width: usize,
+    /// Channels of the first segment, for networks that have a choice [default: 16]
+    #[arg(long, value_name = "N")]
+    width: Option<usize>,
     /// Channels of an image [default: 3]
     #[arg(long, value_name = "N")]
     channels: Option<usize>,
@@ -80,11 +81,6 @@ enum DeviceArg {
     Cpu,
 }
 
-/// Channels, rows and columns, and classes of the images a network is made for.
-fn default_image(_model: &str) -> (usize, usize, usize) {
-    (3, 32, 10)
-}
-
 pub(super) fn run(args: StepArgs) -> Result<()> {
     let threads = crate::cli::threads(args.threads);
     let config = args.config()?;
@@ -114,17 +110,17 @@ impl StepArgs {
             }
             (_, sparsity) => Density::from_sparsity(sparsity.unwrap_or(0.9))?,
         };
-        let (channels, image_size, classes) = default_image(&self.model);
-        let image_size = self.image_size.unwrap_or(image_size);
+        let (channels, image_size, classes) = models::default_image(&self.model)?;
+        let batch = if image_size < 100 { 128 } else { 16 };
         Ok(Config {
             model: self.model.clone(),
             width: self.width,
             channels: self.channels.unwrap_or(channels),
-            image_size,
+            image_size: self.image_size.unwrap_or(image_size),
             classes: self.classes.unwrap_or(classes),
             method,
             density,
-            batch: self.batch.map_or(if default_image(&self.model).1 >= 224 { 16 } else { 128 }, |b| b as usize),
+            batch: self.batch.map_or(batch, |b| b as usize),
             steps: self.steps as usize,
             warmup: self.warmup as usize,
             seed: self.seed,
@@ -135,7 +131,6 @@ impl StepArgs {
 /// Memory of the dense network in a process of its own; `None` if that fails.
 fn dense_memory(config: &Config, threads: usize) -> Option<Memory> {
     let numbers = [
-        ("--width", config.width as u64),
         ("--channels", config.channels as u64),
         ("--image-size", config.image_size as u64),
         ("--classes", config.classes as u64),
@@ -147,6 +142,7 @@ fn dense_memory(config: &Config, threads: usize) -> Option<Memory> {
     let mut command = Command::new(std::env::current_exe().ok()?);
     command.args(["bench", "step", "--memory-only", "--method", "dense", "--model", &config.model]);
     command.args(numbers.iter().flat_map(|(name, value)| [name.to_string(), value.to_string()]));
+    command.args(config.width.iter().flat_map(|w| ["--width".to_string(), w.to_string()]));
     let out = command.output().ok().filter(|out| out.status.success())?;
     serde_json::from_slice(&out.stdout).ok()?
 }
@@ -164,7 +160,7 @@ fn object(config: &Config, threads: usize, report: &Report) -> Value {
         "machine": Machine::this(),
         "backend": report.backend,
         "model": config.model,
-        "width": config.width,
+        "width": width(config),
         "channels": config.channels,
         "image_size": config.image_size,
         "classes": config.classes,
@@ -186,6 +182,11 @@ fn object(config: &Config, threads: usize, report: &Report) -> Value {
     network(&mut all, "dense_", config, dense.as_ref(), report.macs_dense);
     all["sparse_over_dense"] = json!(report.ratio);
     all
+}
+
+/// The width in use; `None` for networks that have one only.
+pub(super) fn width(config: &Config) -> Option<usize> {
+    config.width.or(models::parse(&config.model).ok()?.standard_width())
 }
 
 /// The keys of one network; null without it.

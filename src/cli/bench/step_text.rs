@@ -1,10 +1,11 @@
 //! What `bench step` says to people.
 
+use super::step::width;
 use super::table::{aligned, digits};
 use crate::backend::Bytes;
 use crate::bench::step::{Config, Figures, Report};
 use crate::bench::{Phase, Spread};
-use crate::cli::format::{bytes, percent};
+use crate::cli::format::{bytes, count, percent};
 use crate::report::{Engine, Machine};
 
 /// What was measured, the times, and what follows from them.
@@ -17,22 +18,24 @@ pub(super) fn text(config: &Config, report: &Report) -> String {
 }
 
 fn head(config: &Config, report: &Report) -> String {
-    let Config { model, width, batch, channels, image_size, classes, method, density, .. } = config;
+    let Config { model, batch, channels, image_size, classes, method, density, .. } = config;
     let (machine, verified) = (Machine::this(), report.sparse.verified);
+    let width = width(config).map(|w| format!(", width {w}")).unwrap_or_default();
     let sparsity = (1.0 - density.value()) * 100.0;
     let kept = percent(report.nnz as f64 / report.maskable as f64, 1);
     let macs = percent(report.sparse.macs as f64 / report.macs_dense as f64, 1);
     format!(
-        "{model}, width {width}, batch {batch} of {channels}x{image_size}x{image_size}, {classes} classes\n\
+        "{model}{width}, batch {batch} of {channels}x{image_size}x{image_size}, {classes} classes\n\
          {method}, {sparsity:.4} % pruned: {kept} of the weights left, {macs} of the multiply-accumulates\n\
          {} on {}, {} cores; sparse-engine {}\n\
-         verified against the f64 reference: a step of {} images, {} of them distinct\n",
+         checked in f64: {} operations of a step, {} numbers; the largest error is {} of what rounding may do\n",
         report.backend,
         machine.cpu,
         machine.cores,
         Engine::this(),
-        verified.images,
-        verified.distinct
+        verified.operations,
+        count(verified.values),
+        percent(verified.worst, 0)
     )
 }
 
