@@ -199,6 +199,7 @@ pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, 
                 dst_step: LANES,
                 rows: rect.rows.len(),
                 cols: rect.cols.len(),
+                tile: plan.how.tile,
             };
             gather(ctx.isa, grid, entries, outs.clone(), bias, Write::Overwrite);
             if keep_stats {
@@ -297,6 +298,7 @@ fn weight(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source
                         dy_row: dy.at.row,
                         rows: rect.rows.len(),
                         cols: rect.cols.len(),
+                        tile: plan.how.tile,
                         lanes: valid(n, nb),
                     };
                     dots(isa, pair, places, outs.clone(), sums);
@@ -397,6 +399,7 @@ unsafe fn data_patch(
                 dst_step: st * LANES,
                 rows: rows.len(),
                 cols: cols.len(),
+                tile: plan.how.tile,
             };
             let entries = Entries { starts, blocks: l.blocks, offs: &l.offs, values: &plan.values_t };
             gather(isa, grid, entries, channels.clone(), None, d.write);

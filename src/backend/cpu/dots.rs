@@ -19,6 +19,8 @@ pub(super) struct Pair {
     pub(super) dy_row: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
+    /// Pixels of a register tile, at most.
+    pub(super) tile: usize,
     /// Images in the block; the other lanes of both operands may hold anything.
     pub(super) lanes: usize,
 }
@@ -60,7 +62,7 @@ unsafe fn block<V: V16, const STEP: usize, const MASK: bool>(
     outs: &Range<usize>,
     sums: &mut [f32],
 ) {
-    let tiles = p.cols.div_ceil(V::TILE);
+    let tiles = p.cols.div_ceil(V::TILE.min(p.tile));
     for b in 0..l.blocks {
         for row in 0..p.rows {
             for tile in 0..tiles {

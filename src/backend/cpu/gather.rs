@@ -22,6 +22,8 @@ pub(super) struct Grid {
     pub(super) dst_step: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
+    /// Pixels of a register tile, at most.
+    pub(super) tile: usize,
 }
 
 /// Entries by output and channel block: segment `o * blocks + b` is `starts[..]..starts[.. + 1]`.
@@ -55,7 +57,7 @@ unsafe fn strips<V: V16>(g: Grid, l: Entries, outs: Range<usize>, bias: Option<&
 
 #[inline(always)]
 unsafe fn rows<V: V16, const STEP: usize>(g: Grid, l: Entries, outs: Range<usize>, bias: Option<&[f32]>, write: Write) {
-    let tiles = g.cols.div_ceil(V::TILE);
+    let tiles = g.cols.div_ceil(V::TILE.min(g.tile));
     for row in 0..g.rows {
         for tile in 0..tiles {
             let (from, to) = (g.cols * tile / tiles, g.cols * (tile + 1) / tiles);
@@ -134,7 +136,12 @@ unsafe fn segment<V: V16, const STEP: usize, const T: usize>(
         }
         let mut acc = [V::splat(0.0); T];
         match start {
-            Start::Value(v) => acc = [V::splat(v); T],
+            Start::Value(v) => {
+                acc = [V::splat(v); T];
+                for t in 0..T {
+                    V::prefetch_write(dst.wrapping_add((T + t) * g.dst_step));
+                }
+            }
             Start::Old => {
                 for t in 0..T {
                     acc[t] = V::load(dst.add(t * g.dst_step));

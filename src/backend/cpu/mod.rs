@@ -14,6 +14,7 @@ mod layout;
 mod loss;
 mod maxpool;
 mod norm;
+pub mod plan;
 pub(crate) mod probe;
 mod simd;
 mod source;
@@ -26,6 +27,7 @@ use conv::{Ctx, DataGrad, Scratch};
 use epilogue::{Finisher, chan};
 use layout::{Arena, View, blocks};
 use norm::Coefs;
+use plan::Plan;
 pub use simd::Isa;
 use source::{Kind, Source};
 use structure::ConvPlan;
@@ -56,6 +58,11 @@ impl CpuBackend {
 
     /// The same with a given instruction set; an error if this machine lacks it.
     pub fn with_isa(spec: Spec, threads: usize, isa: Isa) -> Result<Self> {
+        Self::with_plan(spec, threads, isa, None)
+    }
+
+    /// The same with a given plan; an error if it is not one for `spec`.
+    pub fn with_plan(spec: Spec, threads: usize, isa: Isa, plan: Option<&Plan>) -> Result<Self> {
         if !isa.available() {
             return Err(Error::Failed(format!(
                 "cpu backend: this machine has no {}; use {}",
@@ -65,7 +72,10 @@ impl CpuBackend {
         }
         check(&spec)?;
         let workers = Workers::new(threads)?;
-        let convs = spec.convs.iter().map(|c| ConvPlan::new(&spec, c)).collect::<Result<Vec<_>>>()?;
+        let how = plan.map(|p| p.for_spec(&spec)).transpose()?;
+        let layer = |i: usize| how.as_ref().map(|h| h[i]);
+        let convs = spec.convs.iter().enumerate().map(|(i, c)| ConvPlan::new(&spec, c, layer(i)));
+        let convs = convs.collect::<Result<Vec<_>>>()?;
         let widest = spec.tensors.iter().map(|t| t.plane.c as usize).max().unwrap_or(0);
         Ok(CpuBackend {
             isa,

@@ -46,6 +46,8 @@ pub(super) trait V16: Copy {
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
     unsafe fn splat(v: f32) -> Self;
+    /// Asks for the line at `p`, which need not exist, for writing.
+    unsafe fn prefetch_write(_p: *mut f32) {}
     unsafe fn add(self, o: Self) -> Self;
     unsafe fn sub(self, o: Self) -> Self;
     unsafe fn mul(self, o: Self) -> Self;
@@ -155,6 +157,11 @@ mod avx2 {
                 let zero = _mm256_setzero_ps();
                 Avx2(_mm256_max_ps(zero, self.0), _mm256_max_ps(zero, self.1))
             }
+        }
+        #[inline(always)]
+        unsafe fn prefetch_write(p: *mut f32) {
+            // The intrinsic compiles to a read prefetch, which leaves the line to be asked for again.
+            unsafe { _mm_prefetch::<_MM_HINT_ET0>(p.cast()) }
         }
         #[inline(always)]
         unsafe fn larger(self, o: Self) -> Self {

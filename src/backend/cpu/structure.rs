@@ -5,6 +5,7 @@
 //! same kernel over the transposed structure, with a gathered copy of the values.
 
 use super::layout::LANES;
+use super::plan::LayerPlan;
 use super::source::Window;
 use super::workers::{Shared, Workers};
 use crate::backend::{ConvSpec, Spec};
@@ -12,13 +13,6 @@ use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
 use std::ops::Range;
 use std::sync::Arc;
-
-/// Input that one register tile walks before the next channel block: it must stay in L1 (32 KB) beside the entries.
-const L1_TILE_BYTES: usize = 24 << 10;
-/// Entries that a segment should have at least, to pay for its accumulator traffic and its mispredicted end.
-const SEGMENT_ENTRIES: usize = 16;
-/// A patch with its halo: two of them and the gradient sums must stay in L2.
-const PATCH_BYTES: usize = 224 << 10;
 
 /// Distances of channels and rows in floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -87,15 +81,16 @@ pub(super) struct ConvPlan {
     pub(super) values_t: Vec<f32>,
     /// Whether `values_t` is older than the values.
     pub(super) stale: bool,
-    /// Rows and columns are cut into so many parts, input and output alike.
-    pub(super) cut: [usize; 2],
+    /// How it runs; input and output planes are cut alike.
+    pub(super) how: LayerPlan,
     /// Strides of the largest input patch (with its halo) and of the largest patch of the output's gradient.
     pub(super) x_patch: Strides,
     pub(super) dy_patch: Strides,
 }
 
 impl ConvPlan {
-    pub(super) fn new(spec: &Spec, conv: &ConvSpec) -> Result<Self> {
+    /// Builds the structure as `how` says, or by default.
+    pub(super) fn new(spec: &Spec, conv: &ConvSpec, how: Option<LayerPlan>) -> Result<Self> {
         let g = conv.geom;
         let fault = |what: &str| Error::Failed(format!("cpu backend: convolution {g:?}: {what}"));
         if g.stride == 0 || g.h + 2 * g.pad < g.r || g.w + 2 * g.pad < g.s || g.weights() == 0 {
@@ -134,11 +129,11 @@ impl ConvPlan {
             perm: vec![0; entries],
             values_t: vec![0.0; entries],
             stale: true,
-            cut: [1, 1],
+            how: how.unwrap_or_else(|| LayerPlan::default_for(&g, entries)),
             x_patch: Strides::default(),
             dy_patch: Strides::default(),
         };
-        plan.set_cut(default_cut(&g));
+        plan.size_patches();
         plan.build_forward(entries);
         plan.build_transposed(entries);
         Ok(plan)
@@ -167,8 +162,7 @@ impl ConvPlan {
 
     fn build_forward(&mut self, entries: usize) {
         let g = self.geom;
-        let wide = |tile: u32| (tile - 1) * g.stride + g.s;
-        let per = channel_block(g.c as usize, (g.r * wide(7)) as usize, entries / g.k as usize);
+        let per = self.how.channels[0];
         self.forward.blocks = (g.c as usize).div_ceil(per);
         let mut starts = vec![0u32; g.k as usize * self.forward.blocks + 1];
         for e in 0..entries {
@@ -183,8 +177,7 @@ impl ConvPlan {
     fn build_transposed(&mut self, entries: usize) {
         let g = self.geom;
         let outs = self.classes.len() * g.c as usize;
-        let taps = |kernel: u32| kernel.div_ceil(g.stride);
-        let per = channel_block(g.k as usize, (taps(g.r) * (6 + taps(g.s))) as usize, entries / outs);
+        let per = self.how.channels[1];
         let blocks = (g.k as usize).div_ceil(per);
         let segment = |[k, c, r, s]: [usize; 4]| {
             let class = parity(r, g.pad, g.stride) * g.stride as usize + parity(s, g.pad, g.stride);
@@ -243,9 +236,7 @@ impl ConvPlan {
         side(g.r).max(side(g.s))
     }
 
-    /// Cuts the planes; sizes the patches for it.
-    pub(super) fn set_cut(&mut self, cut: [usize; 2]) {
-        self.cut = cut;
+    fn size_patches(&mut self) {
         let items = 0..self.items();
         let most = |windows: &dyn Fn(usize) -> Window| {
             let sizes = items.clone().map(|i| windows(i)).map(|w| (w.rows, w.cols));
@@ -259,11 +250,11 @@ impl ConvPlan {
 
     /// Patches of a plane.
     pub(super) fn items(&self) -> usize {
-        self.cut[0] * self.cut[1]
+        self.how.cut[0] * self.how.cut[1]
     }
 
     fn rect(&self, item: usize, rows: u32, cols: u32) -> Rect {
-        let [parts, across] = self.cut;
+        let [parts, across] = self.how.cut;
         let rows = part(rows as usize, parts, item / across);
         Rect { rows, cols: part(cols as usize, across, item % across) }
     }
@@ -329,29 +320,6 @@ impl ConvPlan {
             out.iter_mut().zip(&perm[at..at + len]).for_each(|(o, &e)| *o = values[e as usize]);
         });
     }
-}
-
-/// Input channels a block: as many as stay in L1 while a tile reads `pixels` pixels of each, more where segments would
-/// become too short, and blocks of equal size.
-fn channel_block(channels: usize, pixels: usize, entries_per_output: usize) -> usize {
-    let cache = L1_TILE_BYTES / (pixels * LANES * 4);
-    let long = (SEGMENT_ENTRIES * channels).div_ceil(entries_per_output.max(1));
-    let per = cache.max(long).clamp(1, channels);
-    channels.div_ceil(channels.div_ceil(per))
-}
-
-/// Full rows where one row of patches fits, as many rows as fit, and never fewer than 4 patches if there are rows.
-fn default_cut(g: &ConvGeom) -> [usize; 2] {
-    let (p, q, st) = (g.p() as usize, g.q() as usize, g.stride as usize);
-    let bytes = |rows: usize, cols: usize| {
-        let x = g.c as usize * ((rows - 1) * st + g.r as usize) * ((cols - 1) * st + g.s as usize);
-        let dy = g.k as usize * (rows + g.r as usize / st) * (cols + g.s as usize / st);
-        x.max(dy) * LANES * 4
-    };
-    let across = (1..=q).find(|n| bytes(1, q.div_ceil(*n)) <= PATCH_BYTES || q.div_ceil(*n) <= 14).unwrap_or(q);
-    let cols = q.div_ceil(across);
-    let rows = (1..=p).rev().find(|&rows| bytes(rows, cols) <= PATCH_BYTES).unwrap_or(1);
-    [p.div_ceil(rows).max(p.min(4)), across]
 }
 
 /// Part `i` of `0..len` cut into `parts`.

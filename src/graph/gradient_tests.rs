@@ -1,0 +1,375 @@
+//! Whether the operations that a graph is lowered to compute its loss and its gradients: on the reference backend, which
+//! refuses stale reads, against central differences of an interpreter that knows no fusion.
+
+use super::check_storage;
+use super::naive::Naive;
+use crate::backend::reference::RefBackend;
+use crate::backend::{Backend, Store};
+use crate::graph::{Graph, Net, NodeId};
+use crate::rng::{Purpose, Stream};
+use crate::sparsity::Mask;
+
+const BATCH: usize = 5;
+const IMAGES: usize = 4;
+const SMOOTHING: f64 = 0.1;
+
+/// A graph that ends in logits of a sum of linear layers over what `build` made, and its name.
+fn with_head(name: &'static str, build: impl FnOnce(&mut Graph, NodeId) -> Vec<NodeId>) -> (&'static str, Graph) {
+    let mut g = Graph::new(2, 6, 5);
+    let x = g.input();
+    let ends = build(&mut g, x);
+    head(&mut g, &ends);
+    (name, g)
+}
+
+fn head(g: &mut Graph, ends: &[NodeId]) -> NodeId {
+    let mut logits: Option<NodeId> = None;
+    for (i, &end) in ends.iter().enumerate() {
+        let pooled = g.pool(end);
+        let part = g.linear(&format!("fc{i}"), pooled, 3).unwrap();
+        logits = Some(logits.map_or(part, |sum| g.add(sum, part).unwrap()));
+    }
+    logits.unwrap()
+}
+
+/// Graphs that are no ResNets, each with a reason to go wrong.
+fn odd() -> Vec<(&'static str, Graph)> {
+    let conv = |g: &mut Graph, name: &str, x: NodeId| g.conv(name, x, 3, 3, 1, 1).unwrap();
+    vec![
+        with_head("n + n", |g, x| {
+            let c = conv(g, "c", x);
+            let n = g.norm("n", c);
+            let twice = g.add(n, n).unwrap();
+            vec![g.relu(twice)]
+        }),
+        with_head("n + n, and n", |g, x| {
+            let c = conv(g, "c", x);
+            let n = g.norm("n", c);
+            let twice = g.add(n, n).unwrap();
+            let d = conv(g, "d", n);
+            vec![g.add(twice, d).unwrap()]
+        }),
+        with_head("x + norm(x)", |g, x| {
+            let x = conv(g, "c", x);
+            let n = g.norm("n", x);
+            vec![g.add(x, n).unwrap()]
+        }),
+        with_head("norm(x) + relu(norm(x)), the norm last to be walked", |g, x| {
+            let x = conv(g, "c", x);
+            let n = g.norm("n", x);
+            let r = g.relu(n);
+            vec![g.add(n, r).unwrap()]
+        }),
+        with_head("norm(relu(norm))", |g, x| {
+            let c = conv(g, "c", x);
+            let n = g.norm("n", c);
+            let r = g.relu(n);
+            let m = g.norm("m", r);
+            vec![conv(g, "d", m)]
+        }),
+        with_head("norm(norm), two readers of the inner one", |g, x| {
+            let c = conv(g, "c", x);
+            let n = g.norm("n", c);
+            let m = g.norm("m", n);
+            vec![g.add(n, m).unwrap()]
+        }),
+        with_head("a norm and a ReLU on the images", |g, x| {
+            let n = g.norm("n", x);
+            let r = g.relu(x);
+            let c = conv(g, "c", n);
+            let d = conv(g, "d", r);
+            vec![g.add(c, d).unwrap()]
+        }),
+        with_head("images + images, images + norm(images)", |g, x| {
+            let twice = g.add(x, x).unwrap();
+            let n = g.norm("n", x);
+            let sum = g.add(n, x).unwrap();
+            let sum = g.add(twice, sum).unwrap();
+            vec![conv(g, "c", sum)]
+        }),
+        with_head("pools of the images", |g, x| {
+            let m = g.max_pool(x, 2, 1, 1).unwrap();
+            vec![x, m]
+        }),
+        with_head("relu(relu)", |g, x| {
+            let c = conv(g, "c", x);
+            let r = g.relu(c);
+            let r = g.relu(r);
+            vec![conv(g, "d", r)]
+        }),
+        with_head("relu(relu(norm)) with the inner one read twice", |g, x| {
+            let c = conv(g, "c", x);
+            let n = g.norm("n", c);
+            let r = g.relu(n);
+            let s = g.relu(r);
+            let d = conv(g, "d", s);
+            vec![g.add(d, r).unwrap()]
+        }),
+        with_head("relu(a + b) with the sum read twice", |g, x| {
+            let a = conv(g, "a", x);
+            let b = conv(g, "b", a);
+            let sum = g.add(a, b).unwrap();
+            let r = g.relu(sum);
+            let c = conv(g, "c", r);
+            vec![g.add(sum, c).unwrap()]
+        }),
+        with_head("pools in between", |g, x| {
+            let c = g.conv("c", x, 3, 3, 1, 1).unwrap();
+            let n = g.norm("n", c);
+            let r = g.relu(n);
+            let p = g.max_pool(r, 3, 2, 1).unwrap();
+            let d = conv(g, "d", p);
+            let m = g.norm("m", d);
+            let q = g.max_pool(m, 2, 1, 0).unwrap();
+            vec![g.norm("o", q), p]
+        }),
+        with_head("a norm, a ReLU and a norm behind one pool", |g, x| {
+            let c = conv(g, "c", x);
+            let p = g.max_pool(c, 2, 2, 0).unwrap();
+            let [a, b] = ["a", "b"].map(|name| g.norm(name, p));
+            let r = g.relu(p);
+            let sum = g.add(a, b).unwrap();
+            vec![g.add(sum, r).unwrap()]
+        }),
+        with_head("two readers of a convolution, one of them a norm", |g, x| {
+            let c = conv(g, "c", x);
+            let n = g.norm("n", c);
+            let d = conv(g, "d", c);
+            vec![g.add(n, d).unwrap()]
+        }),
+        with_head("a convolution with two norms", |g, x| {
+            let c = conv(g, "c", x);
+            let [a, b] = ["a", "b"].map(|name| g.norm(name, c));
+            let r = g.relu(a);
+            let d = conv(g, "d", r);
+            let e = conv(g, "e", b);
+            vec![g.add(d, e).unwrap()]
+        }),
+        with_head("three norms of one gradient", |g, x| {
+            let [a, b, c] = ["a", "b", "c"].map(|name| {
+                let c = conv(g, name, x);
+                g.norm(&format!("{name}.bn"), c)
+            });
+            let sum = g.add(a, b).unwrap();
+            let sum = g.add(sum, c).unwrap();
+            vec![g.relu(sum)]
+        }),
+        with_head("residual of a value that is computed while reading", |g, x| {
+            let c = conv(g, "c", x);
+            let n = g.norm("n", c);
+            let r = g.relu(n);
+            let d = conv(g, "d", r);
+            let m = g.norm("m", d);
+            let sum = g.add(m, r).unwrap();
+            vec![g.relu(sum)]
+        }),
+        with_head("one gradient for a convolution, its input, and a ReLU that must copy", |g, x| {
+            let a = conv(g, "a", x);
+            let r = g.relu(a);
+            let c = conv(g, "c", r);
+            let sum = g.add(c, r).unwrap();
+            let other = g.add(sum, a).unwrap();
+            vec![conv(g, "d", other), sum]
+        }),
+        with_head("a chain of sums shares one gradient", |g, x| {
+            let a = conv(g, "a", x);
+            let b = conv(g, "b", a);
+            let r = g.relu(b);
+            let ab = g.add(a, r).unwrap();
+            let abb = g.add(ab, b).unwrap();
+            vec![g.add(abb, a).unwrap()]
+        }),
+        {
+            let (name, mut g) = with_head("the last node is a norm", |g, x| vec![conv(g, "c", x)]);
+            g.norm("n", NodeId(g.nodes().len() - 1));
+            (name, g)
+        },
+        {
+            let (name, mut g) = with_head("the last node is a ReLU of a norm", |g, x| vec![conv(g, "c", x)]);
+            let n = g.norm("n", NodeId(g.nodes().len() - 1));
+            g.relu(n);
+            (name, g)
+        },
+        ("a linear layer of the images", {
+            let mut g = Graph::new(4, 1, 1);
+            let l = g.linear("l", g.input(), 3).unwrap();
+            let r = g.relu(l);
+            g.add(r, l).unwrap();
+            g
+        }),
+        ("no parameter", {
+            let mut g = Graph::new(3, 4, 4);
+            let r = g.relu(g.input());
+            g.pool(r);
+            g
+        }),
+    ]
+}
+
+/// A graph of random operations on random earlier nodes; whatever feeds nothing goes to the head.
+fn random_graph(seed: u64) -> Graph {
+    let stream = Stream::new(seed, Purpose::Data, "graph");
+    let mut drawn = 0;
+    let mut below = |n: usize| {
+        drawn += 1;
+        stream.below(drawn, n as u64) as usize
+    };
+    let mut g = Graph::new(1 + below(3), 3 + below(4), 3 + below(4));
+    for i in 0..4 + below(12) {
+        let last = g.nodes().len() - 1;
+        let x = NodeId(last - below(4).min(last));
+        let (_, h, w) = g.nodes()[x.0].chw;
+        match below(10) {
+            0 | 1 => drop(g.conv(&format!("conv{i}"), x, 2 + below(2), 3, 1 + below(2), 1)),
+            2 => drop(g.conv(&format!("conv{i}"), x, 2 + below(2), 1, 1, 0)),
+            3 | 4 => drop(g.norm(&format!("norm{i}"), x)),
+            5 | 6 => drop(g.relu(x)),
+            7 | 8 => {
+                let same: Vec<usize> = (0..=last).filter(|&j| g.nodes()[j].chw == g.nodes()[x.0].chw).collect();
+                let other = same[same.len() - 1 - below(3).min(same.len() - 1)];
+                drop(g.add(x, NodeId(other)));
+            }
+            _ if h.min(w) > 1 => drop(g.max_pool(x, 2, 1 + below(2), below(2))),
+            _ => {}
+        }
+    }
+    let ends: Vec<NodeId> = (0..g.nodes().len())
+        .filter(|&i| g.nodes().iter().all(|n| n.inputs.iter().all(|id| id.0 != i)))
+        .map(NodeId)
+        .collect();
+    let logits = head(&mut g, &ends);
+    match below(4) {
+        0 => drop(g.norm("last", logits)),
+        1 => drop(g.relu(logits)),
+        _ => {}
+    }
+    g
+}
+
+/// Masks for every second maskable parameter.
+fn masks(g: &Graph, seed: u64) -> Vec<Mask> {
+    let masked = g.maskable().into_iter().step_by(2).map(|m| {
+        let stream = Stream::new(seed, Purpose::Mask, &m.name);
+        let size = m.shape.iter().product::<usize>() as u32;
+        let kept: Vec<u32> = (0..size).filter(|&i| i == 0 || stream.uniform(u64::from(i)) < 0.7).collect();
+        Mask { name: m.name, shape: m.shape, density: 0.7, kept: Some(kept.into()) }
+    });
+    masked.collect()
+}
+
+fn normal(seed: u64, name: &str, len: usize) -> Vec<f64> {
+    let stream = Stream::new(seed, Purpose::Data, name);
+    (0..len as u64).map(|i| stream.normal(i)).collect()
+}
+
+/// Directions tried, and those left out because a kink is too near.
+#[derive(Default)]
+struct Tally {
+    tried: usize,
+    kinks: usize,
+}
+
+/// Loss, logits, running statistics and evaluation against the interpreter, and every gradient along random directions.
+fn check(what: &str, g: &Graph, seed: u64, tally: &mut Tally) {
+    let mut net = Net::new(g, &masks(g, seed), BATCH, |spec| Ok(RefBackend::new(spec))).unwrap();
+    check_storage(net.program());
+    net.init(g, seed);
+    // Shifts and scales away from 0 and 1, so that a dead channel does not lie on a kink.
+    let noise = normal(seed, "noise", net.backend().spec().stored());
+    let start: Vec<f64> = net.backend().read_store(Store::Values).iter().zip(noise).map(|(v, z)| v + 0.3 * z).collect();
+    net.backend_mut().write_store(Store::Values, &start);
+    let (c, h, w) = g.nodes()[0].chw;
+    let images = normal(seed, "images", IMAGES * (c * h * w) as usize);
+    let labels: Vec<u32> = (0..IMAGES as u32).map(|i| i % 3).collect();
+    let specs = net.backend().spec().params.clone();
+    let naive = |values: &[f64]| {
+        let dense = specs.iter().map(|p| {
+            let mut dense = vec![0.0; p.shape.iter().product()];
+            for (i, v) in values[p.range.clone()].iter().enumerate() {
+                dense[p.kept.as_ref().map_or(i, |k| k[i] as usize)] = *v;
+            }
+            dense
+        });
+        Naive { graph: g, params: dense.collect() }
+    };
+    let near = |what: &str, got: f64, want: f64, scale: f64, tol: f64| {
+        assert!((got - want).abs() <= tol * scale.max(1.0), "{what}: wanted {want}, got {got}");
+    };
+
+    let (logits, used) = naive(&start).forward(&images, IMAGES, None);
+    let loss = |values: &[f64]| {
+        let (logits, _) = naive(values).forward(&images, IMAGES, None);
+        Naive::loss(&logits, &labels, SMOOTHING) / IMAGES as f64
+    };
+    let got = net.forward_backward(&images, &labels, SMOOTHING).loss_sum;
+    near(&format!("{what}: loss"), got / IMAGES as f64, loss(&start), 1.0, 1e-9);
+    let largest = logits.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+    for (i, (got, want)) in net.logits(IMAGES).iter().zip(&logits).enumerate() {
+        near(&format!("{what}: logit {i}"), *got, *want, largest, 1e-9);
+    }
+    let grads = net.backend().read_store(Store::Grads);
+    for (p, (spec, param)) in specs.iter().zip(g.params()).enumerate() {
+        let direction = normal(seed, &format!("direction {p}"), spec.range.len());
+        let length = direction.iter().map(|d| d * d).sum::<f64>().sqrt();
+        let slope = |step: f64| {
+            let at = |step: f64| {
+                let mut moved = start.clone();
+                moved[spec.range.clone()].iter_mut().zip(&direction).for_each(|(v, d)| *v += step * d / length);
+                loss(&moved)
+            };
+            (at(step) - at(-step)) / (2.0 * step)
+        };
+        let analytic: f64 = grads[spec.range.clone()].iter().zip(&direction).map(|(g, d)| g * d / length).sum();
+        // Where the loss is smooth, halving the step changes its slope little.
+        let (wide, narrow) = (slope(2e-5), slope(1e-5));
+        tally.tried += 1;
+        if (wide - narrow).abs() > 1e-7 * narrow.abs().max(1.0) {
+            tally.kinks += 1;
+            continue;
+        }
+        near(&format!("{what}: gradient of {}", param.name), analytic, narrow, narrow.abs(), 1e-6);
+    }
+    net.forward_backward(&images, &labels, SMOOTHING);
+    assert!(net.backend().read_store(Store::Grads) == grads, "{what}: a second pass gives other gradients");
+
+    let running = net.backend().read_store(Store::Running);
+    let given: Vec<Vec<(f64, f64)>> = (net.backend().spec().norms.iter().zip(&used))
+        .map(|(norm, used)| {
+            let (mean, var) = running[norm.running..][..2 * norm.c as usize].split_at(norm.c as usize);
+            for (i, (batch, _)) in used.iter().enumerate() {
+                // Two passes from 0: 0.1 * (1 + 0.9) of the batch's mean.
+                near(&format!("{what}: running mean"), mean[i], 0.19 * batch, batch.abs(), 1e-9);
+            }
+            mean.iter().copied().zip(var.iter().copied()).collect()
+        })
+        .collect();
+    let (logits, _) = naive(&start).forward(&images, IMAGES, Some(&given));
+    let want = Naive::loss(&logits, &labels, 0.0);
+    near(&format!("{what}: evaluation"), net.infer(&images, &labels).loss_sum, want, want.abs(), 1e-9);
+    assert!(net.backend().read_store(Store::Running) == running, "{what}: evaluation moves statistics");
+}
+
+#[test]
+fn odd_graphs_have_the_right_gradients() {
+    let mut tally = Tally::default();
+    for (i, (what, g)) in odd().iter().enumerate() {
+        check(what, g, i as u64, &mut tally);
+    }
+    assert!(20 * tally.kinks < tally.tried, "{} of {} directions have a kink", tally.kinks, tally.tried);
+}
+
+#[test]
+fn random_graphs_have_the_right_gradients() {
+    let mut tally = Tally::default();
+    for seed in 0..100 {
+        let g = random_graph(seed);
+        check(&format!("seed {seed}: {:#?}", g.nodes()), &g, seed, &mut tally);
+    }
+    assert!(20 * tally.kinks < tally.tried, "{} of {} directions have a kink", tally.kinks, tally.tried);
+}
+
+#[test]
+fn a_resnet_has_the_right_gradients() {
+    let g = crate::models::resnet(8, 3, 2, 4, 8).unwrap();
+    check("resnet8", &g, 1, &mut Tally::default());
+}
