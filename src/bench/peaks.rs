@@ -83,9 +83,10 @@ fn look(isa: Isa, barrier: &Barrier, fed: &[(&'static str, usize)], memory: usiz
     let mut rates = vec![rate(barrier, || probe::fma_registers(isa))];
     for &(_, bytes) in fed {
         let data = &store[..bytes / 4];
-        rates.push(rate(barrier, || probe::fma_loads(isa, data)));
+        // A look at the clock a megabyte.
+        rates.push(rate(barrier, || probe::fma_loads(isa, data, (1 << 20) / bytes.min(1 << 20))));
     }
-    rates.push(rate(barrier, || probe::fma_loads(isa, store)));
+    rates.push(rate(barrier, || probe::fma_loads(isa, store, 1)));
     let (from, to) = store.split_at_mut(memory / 8);
     rates.push(rate(barrier, || probe::copy(isa, from, to)));
     rates

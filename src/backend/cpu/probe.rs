@@ -17,12 +17,12 @@ pub(crate) fn fma_registers(isa: Isa) -> u64 {
     flops
 }
 
-/// One vector load from `data` an FMA, over all of it, as the sparse kernels read pixels. Returns FLOPs done.
-pub(crate) fn fma_loads(isa: Isa, data: &[f32]) -> u64 {
+/// One vector load from `data` an FMA, `passes` times over all of it, as the sparse kernels read pixels. Returns FLOPs done.
+pub(crate) fn fma_loads(isa: Isa, data: &[f32], passes: usize) -> u64 {
     assert!(isa.available(), "{}", isa.name());
     let seed = std::hint::black_box(0.5);
     // SAFETY: the instruction set is there; the kernel reads whole tiles inside the slice only.
-    let (flops, sum) = unsafe { loads(isa, data, seed) };
+    let (flops, sum) = unsafe { loads(isa, data, passes, seed) };
     std::hint::black_box(sum);
     flops
 }
@@ -65,19 +65,21 @@ unsafe fn registers_tile<V: V16, const T: usize>(seed: f32) -> (u64, f32) {
 }
 
 #[inline(always)]
-unsafe fn loads_tile<V: V16, const T: usize>(data: &[f32], seed: f32) -> (u64, f32) {
+unsafe fn loads_tile<V: V16, const T: usize>(data: &[f32], passes: usize, seed: f32) -> (u64, f32) {
     unsafe {
         let w = V::splat(seed);
         let mut acc = [w; T];
         let tiles = data.len() / (LANES * T);
-        let mut p = data.as_ptr();
-        for _ in 0..tiles {
-            for (t, a) in acc.iter_mut().enumerate() {
-                *a = V::load(p.add(t * LANES)).fma(w, *a);
+        for _ in 0..passes {
+            let mut p = data.as_ptr();
+            for _ in 0..tiles {
+                for (t, a) in acc.iter_mut().enumerate() {
+                    *a = V::load(p.add(t * LANES)).fma(w, *a);
+                }
+                p = p.add(T * LANES);
             }
-            p = p.add(T * LANES);
         }
-        ((2 * LANES * T * tiles) as u64, total(acc))
+        ((2 * LANES * T * tiles * passes) as u64, total(acc))
     }
 }
 
@@ -98,8 +100,8 @@ unsafe fn registers_kernel<V: V16>(seed: f32) -> (u64, f32) {
 }
 
 #[inline(always)]
-unsafe fn loads_kernel<V: V16>(data: &[f32], seed: f32) -> (u64, f32) {
-    with_tile!(V, loads_tile(data, seed))
+unsafe fn loads_kernel<V: V16>(data: &[f32], passes: usize, seed: f32) -> (u64, f32) {
+    with_tile!(V, loads_tile(data, passes, seed))
 }
 
 #[inline(always)]
@@ -112,7 +114,7 @@ unsafe fn copy_kernel<V: V16>(from: *const f32, to: *mut f32, vectors: usize) {
 }
 
 entry_points!(registers = registers_kernel(seed: f32) -> (u64, f32));
-entry_points!(loads = loads_kernel(data: &[f32], seed: f32) -> (u64, f32));
+entry_points!(loads = loads_kernel(data: &[f32], passes: usize, seed: f32) -> (u64, f32));
 entry_points!(copy_vectors = copy_kernel(from: *const f32, to: *mut f32, vectors: usize));
 
 #[cfg(test)]
@@ -125,11 +127,11 @@ mod tests {
             let tile = fma_registers(isa) / (2 * LANES * ROUNDS) as u64;
             assert!([3, 7, 12].contains(&tile), "{tile}");
             let data = vec![1.0; 1000 * LANES + 5];
-            let flops = fma_loads(isa, &data);
+            let flops = fma_loads(isa, &data, 3);
             let whole = 1000 / tile * tile;
-            assert_eq!(flops, 2 * LANES as u64 * whole, "{isa:?}: whole tiles only");
+            assert_eq!(flops, 3 * 2 * LANES as u64 * whole, "{isa:?}: whole tiles only");
             // SAFETY: as in `fma_loads`.
-            let (_, sum) = unsafe { loads(isa, &data, 0.5) };
+            let (_, sum) = unsafe { loads(isa, &data, 1, 0.5) };
             assert_eq!(sum, LANES as f32 * 0.5 * (whole + tile) as f32, "{isa:?}: each float is read once");
 
             let from: Vec<f32> = (0..53).map(|i| i as f32).collect();

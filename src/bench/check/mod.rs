@@ -79,9 +79,8 @@ fn limit(n: Num, terms: usize) -> f64 {
     f64::from(f32::EPSILON) * (16.0 + 2.0 * (terms as f64).sqrt()) * n.size + f64::from(f32::MIN_POSITIVE)
 }
 
-/// A number that must be in a store once the step is over.
+/// A gradient that must be in the store once the backward pass is over: reading the store each time would take too long.
 struct Later {
-    store: Store,
     at: usize,
     want: Num,
     terms: usize,
@@ -139,12 +138,11 @@ impl<R: Real> Check<R> {
         self.tally.done.operations += 1;
     }
 
-    /// Checks what the stores must hold by now.
+    /// Checks the gradients that must be in their store by now.
     pub(super) fn settle<B: Backend<Real = R>>(&mut self, b: &B) {
-        let (grads, running) = (b.read_store(Store::Grads), b.read_store(Store::Running));
+        let grads = b.read_store(Store::Grads);
         for l in self.later.drain(..) {
-            let store = if l.store == Store::Running { &running } else { &grads };
-            self.tally.compare(store[l.at].to_f64(), l.want, l.terms, || format!("{} of {}", l.what, l.name));
+            self.tally.compare(grads[l.at].to_f64(), l.want, l.terms, || format!("{} of {}", l.what, l.name));
         }
         for range in self.written.drain(..) {
             if let Some(i) = range.clone().find(|&i| !grads[i].to_f64().is_finite()) {
@@ -180,19 +178,19 @@ impl<R: Real> Check<R> {
         let spec = b.spec().norms[norm.0 as usize];
         let [gamma, beta] = [spec.gamma, spec.beta].map(|p| b.spec().params[p.0 as usize].range.clone());
         let channels = statistics(&spec, x, self.param(&gamma), self.param(&beta));
-        let (c, count) = (spec.c as usize, x.count());
+        let (c, count, name) = (spec.c as usize, x.count(), self.norm_name(norm));
+        let running = b.read_store(Store::Running);
         for (i, ch) in channels.iter().enumerate() {
             let mean = Num { v: ch.mean, size: ch.mean_size };
-            // The mean is taken from f32 numbers: what it loses comes back squared.
             let var = Num::exact(ch.var * count / (count - 1.0));
             for (what, at, new) in [("running mean", i, mean), ("running variance", c + i, var)] {
-                let at = spec.running + at;
-                let want =
-                    Num::exact(self.running[at].to_f64()).scaled(1.0 - spec.momentum).plus(new.scaled(spec.momentum));
-                let name = self.norm_name(norm);
-                self.later.push(Later { store: Store::Running, at, want, terms: count as usize, what, name });
+                let old = Num::exact(self.running[spec.running + at].to_f64());
+                let want = old.scaled(1.0 - spec.momentum).plus(new.scaled(spec.momentum));
+                let got = running[spec.running + at].to_f64();
+                self.tally.compare(got, want, count as usize, || format!("{what} of {name}, channel {i}"));
             }
         }
+        self.running = running;
         self.norms[norm.0 as usize] = channels;
     }
 
@@ -250,7 +248,7 @@ impl<R: Real> Check<R> {
                     [("scale's gradient", gamma.start, ch.gx), ("shift's gradient", beta.start, ch.g)]
                 {
                     let (at, want, name) = (at + i, mean.scaled(count), self.norm_name(norm));
-                    self.later.push(Later { store: Store::Grads, at, want, terms: count as usize, what, name });
+                    self.later.push(Later { at, want, terms: count as usize, what, name });
                 }
             }
         }

@@ -90,7 +90,7 @@ impl<R: Real> Check<R> {
         let (weights, stored) = (spec.params[c.weight.0 as usize].range.clone(), taps.values.len());
         let pixels = c.geom.p() as usize * c.geom.q() as usize;
         let mut later = |at: usize, want, terms, what| {
-            self.later.push(Later { store: Store::Grads, at, want, terms, what, name: name.clone() });
+            self.later.push(Later { at, want, terms, what, name: name.clone() });
         };
         // Evenly spread, the first and the last among them.
         let looked_at = within(WEIGHTS, WEIGHT_TERMS, n * pixels).min(stored);

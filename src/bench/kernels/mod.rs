@@ -87,17 +87,22 @@ pub struct Report {
     pub flops: Option<u64>,
     /// Bytes of operands and results, each once, with a value and an index for each kept weight.
     pub bytes: u64,
-    /// Smallest density, in 32nds, at which dense is not slower; 1 if it is slower throughout.
+    /// Smallest density, in 32nds, at which the dense layer is not slower than the sparse kernel; 1 if it always is.
     pub crossover: Option<f64>,
     /// What was checked.
     pub verified: Verified,
 }
 
-/// Measures `case` on backends that `make` builds.
+/// Measures `case` on backends that `make` builds; for the crossover on those of `forced`, which must take the sparse kernel
+/// at any density.
 ///
 /// # Errors
 /// A layer no backend takes; a wrong result, in which case there is no time.
-pub fn run<B: Backend>(case: &Case, make: &dyn Fn(Spec) -> Result<B>) -> Result<Report> {
+pub fn run<B: Backend>(
+    case: &Case,
+    make: &dyn Fn(Spec) -> Result<B>,
+    forced: &dyn Fn(Spec) -> Result<B>,
+) -> Result<Report> {
     let mut sparse = Layer::new(case, case.density, make)?;
     let verified = sparse.verify()?;
     let weights = !matches!(case.op, Op::Bn);
@@ -122,7 +127,9 @@ pub fn run<B: Backend>(case: &Case, make: &dyn Fn(Spec) -> Result<B>) -> Result<
         while high - low > 1 {
             let middle = (low + high) / 2;
             let density = Density::from_density(middle as f64 / GRID as f64)?;
-            let (a, b) = pair(&mut Layer::new(case, density, make)?, Some(&mut *dense), case.time / 3)?;
+            let mut layer = Layer::new(case, density, forced)?;
+            layer.verify()?;
+            let (a, b) = pair(&mut layer, Some(&mut *dense), case.time / 3)?;
             if b.is_some_and(|b| b.median <= a.median) { high = middle } else { low = middle }
         }
         report.crossover = Some(high as f64 / GRID as f64);
@@ -132,7 +139,10 @@ pub fn run<B: Backend>(case: &Case, make: &dyn Fn(Spec) -> Result<B>) -> Result<
 
 impl Case {
     /// Whether there is such a layer.
-    fn check(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// Sizes of zero, a kernel larger than its input, more than any memory holds, or a batch norm over a single value.
+    pub fn check(&self) -> Result<()> {
         let g = &self.geom;
         let sizes = [g.c, g.h, g.w, g.k, g.r, g.s, g.stride];
         let fits = |side: u32, kernel: u32| u64::from(side) + 2 * u64::from(g.pad) >= u64::from(kernel);

@@ -3,7 +3,8 @@
 use super::cases::{Entry, entries};
 use super::table::{aligned, digits};
 use crate::backend::Spec;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::cpu::plan::{Kernel, LayerPlan, Plan, PlannedLayer};
+use crate::backend::cpu::{CpuBackend, Isa};
 use crate::bench::kernels::{self, Case, Op, Report};
 use crate::bench::peaks::{self, Peaks};
 use crate::cli::format::percent;
@@ -78,22 +79,28 @@ pub(super) fn run(args: KernelsArgs) -> Result<()> {
     let threads = crate::cli::threads(args.threads);
     let density = Density::from_density(args.density)?;
     let entries = entries(&args)?;
+    let case = |entry: &Entry| Case {
+        op: entry.op,
+        geom: entry.geom,
+        batch: entry.batch,
+        density,
+        plain: args.plain,
+        time: Duration::from_millis(args.time.into()),
+        crossover: args.crossover,
+        seed: args.seed,
+    };
+    entries.iter().try_for_each(|entry| case(entry).check())?;
     let peaks = peaks::measure(threads);
     let make = |spec: Spec| CpuBackend::new(spec, threads);
-    let rows = entries.into_iter().map(|entry| {
-        let case = Case {
-            op: entry.op,
-            geom: entry.geom,
-            batch: entry.batch,
-            density,
-            plain: args.plain,
-            time: Duration::from_millis(args.time.into()),
-            crossover: args.crossover,
-            seed: args.seed,
-        };
-        Ok(Row { report: kernels::run(&case, &make)?, entry })
-    });
-    let rows: Vec<Row> = rows.collect::<Result<_>>()?;
+    let sparse = |spec: Spec| {
+        let mut plan = Plan::default_for(&spec, spec.convs.iter().map(|_| "layer"));
+        for PlannedLayer { plan, .. } in &mut plan.layers {
+            (plan.forward, plan.data, plan.weight) = (Kernel::Sparse, Kernel::Sparse, Kernel::Sparse);
+        }
+        CpuBackend::with_plan(spec, threads, Isa::detect(), Some(&plan))
+    };
+    let measure = |entry| Ok(Row { report: kernels::run(&case(&entry), &make, &sparse)?, entry });
+    let rows: Vec<Row> = entries.into_iter().map(measure).collect::<Result<_>>()?;
     let text = if args.json { format!("{:#}\n", object(&args, &peaks, &rows)) } else { table(&args, &peaks, &rows) };
     crate::cli::print(&text)
 }
@@ -125,7 +132,7 @@ fn object(args: &KernelsArgs, peaks: &Peaks, rows: &[Row]) -> Value {
 
 fn result(peaks: &Peaks, Row { entry, report }: &Row) -> Value {
     let ConvGeom { c, h, w, k, r, s, stride, pad } = entry.geom;
-    let (gflops, gb_s) = rates(report);
+    let ((gflops, gb_s), conv) = (rates(report), !matches!(entry.op, Op::Bn | Op::Sgd));
     json!({
         "op": entry.op.name(),
         "model": entry.model,
@@ -147,6 +154,7 @@ fn result(peaks: &Peaks, Row { entry, report }: &Row) -> Value {
         "percent_of_fma_peak": gflops.map(|v| 100.0 * v / peaks.fma_gflops),
         "percent_of_read_peak": 100.0 * gb_s / peaks.read_gb_s,
         "crossover_density": report.crossover,
+        "plan": conv.then(|| LayerPlan::default_for(&entry.geom, report.nnz as usize)),
         "verified": report.verified,
     })
 }
