@@ -14,6 +14,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("data", &["rng", "error"]),
         ("config", &["data", "shape", "sparsity", "error"]),
         ("optim", &["config", "error"]),
+        ("bench", &["backend", "error", "graph", "models", "rng", "shape", "sparsity"]),
         ("checkpoint", &["config", "graph", "report", "error"]),
         ("report", &["backend", "config", "data", "error"]),
         ("graph", &["backend", "shape", "rng", "sparsity", "error"]),
@@ -24,7 +25,19 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ),
         (
             "cli",
-            &["backend", "checkpoint", "config", "data", "error", "graph", "models", "report", "sparsity", "train"],
+            &[
+                "backend",
+                "bench",
+                "checkpoint",
+                "config",
+                "data",
+                "error",
+                "graph",
+                "models",
+                "report",
+                "sparsity",
+                "train",
+            ],
         ),
     ])
 }

@@ -1,5 +1,6 @@
 //! The command line, one file a subcommand: arguments -> configuration -> call. Nothing is computed here.
 
+mod bench;
 mod blocks;
 mod eval;
 mod format;
@@ -33,6 +34,7 @@ enum Command {
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
+    Bench(bench::BenchArgs),
 }
 
 /// Parses the command line and runs it.
@@ -48,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Bench(args) => bench::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
