@@ -39,7 +39,7 @@ impl Build {
     fn place(&mut self, [c, h, w]: [u32; 3]) -> TensorId {
         let plane = Plane { c, h, w };
         self.0.tensors.push(TensorSpec { plane, at: self.0.arena });
-        self.0.arena += plane.len();
+        self.0.arena += plane.room();
         TensorId(self.0.tensors.len() as u32 - 1)
     }
 
