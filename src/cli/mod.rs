@@ -4,6 +4,8 @@ mod blocks;
 mod eval;
 mod format;
 pub mod inspect;
+pub mod network;
+mod plan_text;
 mod progress;
 mod signals;
 mod train;

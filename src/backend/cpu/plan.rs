@@ -74,6 +74,14 @@ pub struct PlannedLayer {
     pub plan: LayerPlan,
 }
 
+impl PlannedLayer {
+    /// The geometry by name.
+    pub fn geom(&self) -> ConvGeom {
+        let [c, h, w, k, r, s, stride, pad] = self.geometry;
+        ConvGeom { c, h, w, k, r, s, stride, pad }
+    }
+}
+
 /// What a plan was measured on, for people: no engine reads it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
