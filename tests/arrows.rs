@@ -14,6 +14,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("data", &["rng", "error"]),
         ("config", &["data", "shape", "sparsity", "error"]),
         ("optim", &["config", "error"]),
+        ("tune", &["backend", "error", "graph", "rng", "shape", "sparsity"]),
         ("checkpoint", &["config", "graph", "report", "error"]),
         ("report", &["backend", "config", "data", "error"]),
         ("graph", &["backend", "shape", "rng", "sparsity", "error"]),
@@ -24,7 +25,20 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ),
         (
             "cli",
-            &["backend", "checkpoint", "config", "data", "error", "graph", "models", "report", "sparsity", "train"],
+            &[
+                "backend",
+                "checkpoint",
+                "config",
+                "data",
+                "error",
+                "graph",
+                "models",
+                "report",
+                "shape",
+                "sparsity",
+                "train",
+                "tune",
+            ],
         ),
     ])
 }

@@ -9,6 +9,7 @@ mod plan_text;
 mod progress;
 mod signals;
 mod train;
+mod tune;
 
 use crate::error::{Error, Result};
 use crate::report::Engine;
@@ -35,6 +36,7 @@ enum Command {
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
+    Tune(tune::TuneArgs),
 }
 
 /// Parses the command line and runs it.
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Tune(args) => tune::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
