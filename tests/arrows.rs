@@ -35,6 +35,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "graph",
                 "models",
                 "report",
+                "shape",
                 "sparsity",
                 "train",
             ],
