@@ -20,5 +20,6 @@ pub mod rng;
 pub mod shape;
 pub mod sparsity;
 pub mod train;
+pub mod tune;
 
 pub use error::{Error, Result};

@@ -1,19 +1,22 @@
 //! The training loop: a resolved configuration in, a run directory and a summary out. It prints nothing; whoever calls it
 //! watches through an [`Observer`].
 
+mod plan;
 mod run;
 mod setup;
 
 use crate::backend::Spec;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::cpu::plan::Plan;
+use crate::backend::cpu::{CpuBackend, Isa};
 use crate::backend::gpu::{self, GpuBackend, cuda::Cuda};
 use crate::checkpoint::{Checkpoint, ParamState};
 use crate::config::Config;
 use crate::data::{self, ImageShape, Loader};
 use crate::error::{Error, Result};
-use crate::graph::Net;
+use crate::graph::{Graph, Net};
 use crate::report::{Score, Split, Summary};
 use crate::sparsity::Mask;
+use plan::PlanFile;
 use run::{Run, score};
 use setup::Setup;
 use std::path::{Path, PathBuf};
@@ -31,13 +34,16 @@ pub enum Device {
     Cuda,
 }
 
-/// What a run needs beside its configuration; none of it changes a result.
+/// What a run needs beside its configuration; none of it but the plan changes a result, and that in rounding only.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Run directory; it exists and holds nothing, or the run that is resumed.
     pub out: PathBuf,
     /// The run directory whose `last.safetensors` is gone on from; `None`: a fresh run.
     pub resume: Option<PathBuf>,
+    /// Plan file for the CPU; `None`: the default plan, or that of the run that is gone on with, which another one is not
+    /// allowed to replace.
+    pub plan: Option<PathBuf>,
     /// Device.
     pub device: Device,
     /// Worker threads; 0: one a core.
@@ -55,6 +61,8 @@ pub struct StartInfo {
     pub model: String,
     /// Device, such as "cpu avx2, 2 threads".
     pub device: String,
+    /// Convolutions, and how many of them run otherwise than by default.
+    pub planned: (usize, usize),
     /// Data source and kind.
     pub data: String,
     /// Run directory.
@@ -159,19 +167,29 @@ pub trait Observer {
 pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) -> Result<Summary> {
     let threads = workers(options.threads);
     let options = &Options { threads, ..options.clone() };
+    let cpu = |spec: Spec, plan: Option<&Plan>| CpuBackend::with_plan(spec, threads, Isa::detect(), plan);
     match options.device {
         // Only the SGD step has a CUDA kernel so far: until the rest has, the CPU is the best device found.
         Device::Auto | Device::Cpu => {
             let setup = Setup::new(config)?;
-            Run::new(&setup, options, |spec| CpuBackend::new(spec, threads))?.finish(observer)
+            Run::new(&setup, options, cpu)?.finish(observer)
         }
         Device::Cuda => {
             gpu::probe()?;
             let setup = Setup::new(config)?;
-            let make = |spec: Spec| GpuBackend::new(Cuda::open()?, CpuBackend::new(spec, threads)?);
+            let make = |spec: Spec, plan: Option<&Plan>| GpuBackend::new(Cuda::open()?, cpu(spec, plan)?);
             Run::new(&setup, options, make)?.finish(observer)
         }
     }
+}
+
+/// The network and the masks of a configuration: what [`train`] would train.
+///
+/// # Errors
+/// Data, network or masks that cannot be had.
+pub fn network(config: &Config) -> Result<(Graph, Vec<Mask>)> {
+    let Setup { graph, masks, .. } = Setup::new(config)?;
+    Ok((graph, masks))
 }
 
 /// Threads asked for, or one a core: the loader takes a 0 for "none".
@@ -181,11 +199,19 @@ fn workers(asked: usize) -> usize {
 
 /// Accuracy and loss of a checkpoint on one split of `data` (`None`: the data it was trained on), always with the
 /// preprocessing stored in the checkpoint. `batch`: images at a time, which changes no result beyond rounding;
-/// `threads`: 0 for one a core.
+/// `threads`: 0 for one a core; `plan`: a plan file (`None`: the plan of the run directory that the checkpoint lies in, or
+/// else the default one).
 ///
 /// # Errors
-/// A checkpoint or data that cannot be read; images of another shape, or labels the network has no class for.
-pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usize, threads: usize) -> Result<Score> {
+/// A checkpoint, plan or data that cannot be read; images of another shape, or labels the network has no class for.
+pub fn evaluate(
+    checkpoint: &Path,
+    data: Option<&str>,
+    split: Split,
+    batch: usize,
+    threads: usize,
+    plan: Option<&Path>,
+) -> Result<Score> {
     let threads = workers(threads);
     let Checkpoint { net: state, meta } = Checkpoint::load(checkpoint)?;
     let data = data::open(data.unwrap_or(&meta.config.data))?;
@@ -219,7 +245,12 @@ pub fn evaluate(checkpoint: &Path, data: Option<&str>, split: Split, batch: usiz
     let mask =
         |p: &ParamState| Mask { name: p.name.clone(), shape: p.shape.clone(), density: 1.0, kept: p.kept.clone() };
     let masks: Vec<Mask> = masked.map(mask).collect();
-    let mut net = Net::new(&graph, &masks, batch, |spec| CpuBackend::new(spec, threads))?;
+    let file = PlanFile::of_checkpoint(plan, checkpoint)?;
+    let make = |spec: Spec| {
+        let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
+        CpuBackend::with_plan(spec, threads, Isa::detect(), plan)
+    };
+    let mut net = Net::new(&graph, &masks, batch, make)?;
     net.load(&state)?;
     Ok(score(&mut net, &Loader::new(images, batch, preprocess, None, 0, threads)?))
 }

@@ -15,6 +15,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("config", &["data", "shape", "sparsity", "error"]),
         ("optim", &["config", "error"]),
         ("bench", &["backend", "error", "graph", "models", "rng", "shape", "sparsity"]),
+        ("tune", &["backend", "error", "graph", "rng", "shape", "sparsity"]),
         ("checkpoint", &["config", "graph", "report", "error"]),
         ("report", &["backend", "config", "data", "error"]),
         ("graph", &["backend", "shape", "rng", "sparsity", "error"]),
@@ -38,6 +39,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "shape",
                 "sparsity",
                 "train",
+                "tune",
             ],
         ),
     ])

@@ -5,7 +5,8 @@ use sparse_engine::backend::cpu::CpuBackend;
 use sparse_engine::backend::gpu::GpuBackend;
 use sparse_engine::backend::gpu::emu::{Emulated, Order};
 use sparse_engine::backend::{
-    Backend, BatchLoss, Bytes, ConvId, Dst, NormId, ParamSpec, SgdStep, Spec, Store, TensorId, Write,
+    Backend, BatchLoss, Bytes, ConvId, Finish, Grad, GradDst, Input, Mask, NormId, Normed, ParamSpec, PoolId, SgdStep,
+    Spec, Store, TensorId, Write,
 };
 use std::cell::RefCell;
 
@@ -56,45 +57,35 @@ impl Backend for Host {
     fn write_store(&mut self, store: Store, data: &[f32]) {
         self.stores[store as usize].copy_from_slice(data);
     }
-    fn conv_forward(&mut self, conv: ConvId, x: TensorId, y: TensorId, n: usize) {
-        self.note(format!("conv_forward {conv:?} {x:?} {y:?} {n}"));
+    fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
+        self.note(format!("norm_stats {norm:?} {x:?} {n}"));
     }
-    fn conv_backward_data(&mut self, conv: ConvId, dy: TensorId, dx: Dst, n: usize) {
-        self.note(format!("conv_backward_data {conv:?} {dy:?} {dx:?} {n}"));
+    fn norm_running(&mut self, norm: NormId) {
+        self.note(format!("norm_running {norm:?}"));
     }
-    fn conv_backward_weight(&mut self, conv: ConvId, x: TensorId, dy: TensorId, n: usize) {
-        self.note(format!("conv_backward_weight {conv:?} {x:?} {dy:?} {n}"));
+    fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
+        self.note(format!("conv_forward {conv:?} {x:?} {y:?} {stats:?} {n}"));
     }
-    fn norm_forward(&mut self, i: NormId, x: TensorId, r: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.note(format!("norm_forward {i:?} {x:?} {r:?} {relu} {y:?} {n}"));
+    fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
+        self.note(format!("conv_backward {conv:?} {x:?} {dy:?} {dx:?} {n}"));
     }
-    fn norm_infer(&mut self, i: NormId, x: TensorId, r: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
-        self.note(format!("norm_infer {i:?} {x:?} {r:?} {relu} {y:?} {n}"));
-    }
-    fn norm_backward(
-        &mut self,
-        i: NormId,
-        x: TensorId,
-        y: TensorId,
-        relu: bool,
-        dy: TensorId,
-        dx: Dst,
-        dres: Option<Dst>,
-        n: usize,
-    ) {
-        self.note(format!("norm_backward {i:?} {x:?} {y:?} {relu} {dy:?} {dx:?} {dres:?} {n}"));
-    }
-    fn join_forward(&mut self, a: TensorId, b: Option<TensorId>, relu: bool, y: TensorId, n: usize) {
+    fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
         self.note(format!("join_forward {a:?} {b:?} {relu} {y:?} {n}"));
     }
-    fn join_backward(&mut self, y: TensorId, relu: bool, dy: TensorId, da: Dst, db: Option<Dst>, n: usize) {
-        self.note(format!("join_backward {y:?} {relu} {dy:?} {da:?} {db:?} {n}"));
+    fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
+        self.note(format!("copy_backward {dy:?} {dx:?} {n}"));
     }
-    fn pool_forward(&mut self, x: TensorId, y: TensorId, n: usize) {
+    fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
         self.note(format!("pool_forward {x:?} {y:?} {n}"));
     }
-    fn pool_backward(&mut self, dy: TensorId, dx: Dst, n: usize) {
+    fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
         self.note(format!("pool_backward {dy:?} {dx:?} {n}"));
+    }
+    fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
+        self.note(format!("max_pool_forward {pool:?} {x:?} {y:?} {n}"));
+    }
+    fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
+        self.note(format!("max_pool_backward {pool:?} {x:?} {dy:?} {dx:?} {n}"));
     }
     fn cross_entropy(&mut self, x: TensorId, labels: &[u32], s: f64, dx: Option<TensorId>, n: usize) -> BatchLoss {
         self.note(format!("cross_entropy {x:?} {labels:?} {s} {dx:?} {n}"));
@@ -196,19 +187,24 @@ fn bytes_count_both_sides() {
 fn every_other_op_is_the_hosts() {
     fn all(b: &mut impl Backend<Real = f32>) -> (Vec<f32>, BatchLoss) {
         let t = TensorId;
-        let over = |i| Dst { t: t(i), write: Write::Overwrite };
-        let add = |i| Dst { t: t(i), write: Write::Accumulate };
+        let input = |i, norm| Input { t: t(i), norm: Some(NormId(norm)), relu: norm % 2 == 0 };
+        let through = |i| Some(Normed { norm: NormId(i), x: t(i) });
+        let grad = |i| Grad { t: t(i), norm: through(i + 40) };
+        let over = |i| GradDst { t: t(i), write: Write::Overwrite, finish: Finish::default() };
+        let finish = Finish { mask: Mask::Positive(input(50, 9)), reduce: [through(51), through(52)] };
+        let add = |i| GradDst { t: t(i), write: Write::Accumulate, finish };
         b.write_tensor(t(1), 2, &[1.0, 2.0]);
-        b.conv_forward(ConvId(1), t(2), t(3), 1);
-        b.conv_backward_data(ConvId(2), t(4), add(5), 2);
-        b.conv_backward_weight(ConvId(3), t(6), t(7), 1);
-        b.norm_forward(NormId(1), t(8), Some(t(9)), true, t(10), 2);
-        b.norm_infer(NormId(2), t(11), None, false, t(12), 1);
-        b.norm_backward(NormId(3), t(13), t(14), true, t(15), over(16), Some(add(17)), 2);
-        b.join_forward(t(18), Some(t(19)), false, t(20), 1);
-        b.join_backward(t(21), true, t(22), over(23), Some(add(24)), 2);
-        b.pool_forward(t(25), t(26), 1);
-        b.pool_backward(t(27), over(28), 2);
+        b.norm_stats(NormId(1), t(2), 1);
+        b.norm_running(NormId(2));
+        b.conv_forward(ConvId(1), input(3, 4), t(5), Some(NormId(6)), 1);
+        b.conv_backward(ConvId(2), input(7, 8), grad(9), Some(add(10)), 2);
+        b.conv_backward(ConvId(3), Input::plain(t(11)), Grad::plain(t(12)), None, 1);
+        b.join_forward(input(13, 1), Some(input(14, 2)), false, t(15), 1);
+        b.copy_backward(grad(16), over(17), 2);
+        b.pool_forward(input(18, 3), t(19), 1);
+        b.pool_backward(grad(20), add(21), 2);
+        b.max_pool_forward(PoolId(1), input(22, 5), t(23), 1);
+        b.max_pool_backward(PoolId(2), input(24, 6), grad(25), over(26), 2);
         let loss = b.cross_entropy(t(29), &[3, 4], 0.125, Some(t(30)), 2);
         (b.read_tensor(t(31), 1), loss)
     }
@@ -217,5 +213,5 @@ fn every_other_op_is_the_hosts() {
     let mut b = gpu(3);
     assert_eq!(all(&mut b), want);
     assert_eq!(*b.host().calls.borrow(), *alone.calls.borrow());
-    assert_eq!(alone.calls.borrow().len(), 13);
+    assert_eq!(alone.calls.borrow().len(), 14);
 }

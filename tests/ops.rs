@@ -8,7 +8,7 @@ mod common;
 mod differences;
 
 use broken::{Broken, Fault};
-use common::{conv, norm, small, step};
+use common::{conv, norm, pool, small, step};
 use sparse_engine::backend::cpu::{CpuBackend, Isa};
 #[cfg(feature = "emu")]
 use sparse_engine::backend::gpu::{
@@ -55,25 +55,38 @@ fn faults_on_the_reference() {
 type Check<B> = fn(&dyn Fn(Spec) -> Broken<B>);
 
 /// Each fault, the part of the suite that must find it, and how the message begins.
-fn faults<B: Backend>() -> [(Fault, Check<B>, &'static str); 19] {
-    [
-        (Fault::WeightDropsLastImage, conv::check, "conv_backward_weight"),
-        (Fault::WeightReadsWholeBatch, conv::check, "conv_backward_weight"),
-        (Fault::OverwriteAdds, conv::check, "conv_backward_data overwrite"),
-        (Fault::AccumulateOverwrites, conv::check, "conv_backward_data accumulate"),
+fn faults<B: Backend>() -> Vec<(Fault, Check<B>, &'static str)> {
+    vec![
+        (Fault::WeightDropsLastImage, conv::check, "conv_backward"),
+        (Fault::WeightReadsWholeBatch, conv::check, "conv_backward"),
+        (Fault::OverwriteAdds, conv::check, "conv_backward overwrite"),
+        (Fault::AccumulateOverwrites, conv::check, "conv_backward accumulate"),
         (Fault::ForwardImprecise, conv::check, "conv_forward"),
         (Fault::BiasOnce, conv::check, "conv_forward"),
-        (Fault::RunningVarianceBiased, norm::check, "norm_forward"),
-        (Fault::InferMovesStatistics, norm::check, "norm_infer"),
-        (Fault::NormIgnoresRelu, norm::check, "norm_backward relu true"),
-        (Fault::ResidualOverwrites, norm::check, "norm_backward relu false residual true"),
-        (Fault::JoinForgetsSecond, small::join, "join_backward"),
-        (Fault::PoolScale, small::pool, "pool_backward overwrite"),
+        (Fault::PaddingNormalised, conv::check, "conv_forward norm true"),
+        (Fault::ReluSkipped, conv::check, "conv_forward norm true relu true"),
+        (Fault::StatsDropLastImage, conv::check, "conv_forward"),
+        (Fault::RunningVarianceBiased, norm::check, "norm_stats"),
+        (Fault::RunningMoves, norm::check, "norm_running"),
+        (Fault::RunningIgnored, norm::check, "join_forward after norm_running"),
+        (Fault::MaskSkipped, norm::check, "copy_backward Overwrite mask stored"),
+        (Fault::MaskSkipped, conv::check, "conv_backward"),
+        (Fault::MaskOfStored, norm::check, "copy_backward Overwrite mask norm"),
+        (Fault::ReducedBeforeAdded, norm::check, "copy_backward Accumulate mask none sums 1"),
+        (Fault::ReducedBeforeAdded, conv::check, "conv_backward accumulate"),
+        (Fault::ReducedBeforeMasked, norm::check, "copy_backward Overwrite mask stored sums 1"),
+        (Fault::ReducedBeforeMasked, conv::check, "conv_backward"),
+        (Fault::SecondReduceSkipped, norm::check, "copy_backward Overwrite mask none sums 2"),
+        (Fault::AffineWithoutXhat, norm::check, "copy_backward through a norm Overwrite"),
+        (Fault::JoinForgetsTwin, small::join, "join_forward"),
+        (Fault::PoolScale, pool::mean, "pool_backward overwrite"),
+        (Fault::MaxTiesToLast, pool::max, "max_pool_backward overwrite"),
+        (Fault::MaxPadsZero, pool::max, "max_pool_forward"),
         (Fault::NoSmoothing, small::cross_entropy, "cross_entropy smoothing 0.1"),
         (Fault::SummedLoss, small::cross_entropy, "cross_entropy smoothing 0"),
         (Fault::NoNesterov, small::sgd, "sgd"),
         (Fault::DecayedGradient, small::sgd, "sgd"),
-        (Fault::ReluSwallowsNan, step::nan_is_kept, "norm_forward with NaN"),
+        (Fault::ReluSwallowsNan, step::nan_is_kept, "join_forward with NaN"),
         (Fault::WeightReadsWholeBatch, step::earlier_batches_leave_no_trace, "a step with 5 images"),
         (Fault::StaleCopy, step::updates_reach_the_kernels, "evaluation after a restored state"),
     ]

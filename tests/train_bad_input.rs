@@ -259,7 +259,7 @@ fn a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_checkpoint() {
         let o = run(lab.train(&run_name).args(*more))
             .refused(1, &["the loss became NaN at step 2 (epoch 1)", "no checkpoint", "lower lr"]);
         assert_eq!(o.err.lines().count(), 1);
-        assert_eq!(lab.files(&run_name), ["config.toml", "metrics.jsonl"]);
+        assert_eq!(lab.files(&run_name), ["config.toml", "metrics.jsonl", "plan.json"]);
     }
     // A whole epoch in one step: the evaluation sees it first.
     let args = ["--set", "batch_size=512", "--set", "lr=1e30"];

@@ -51,7 +51,7 @@ fn files_follow_their_documentation() {
     run(lab.train("run").args(["--set", "epochs=6", "--set", "schedule.milestones=[4]"])).ok();
     assert_eq!(
         lab.files("run"),
-        ["best.safetensors", "config.toml", "last.safetensors", "metrics.jsonl", "summary.json"]
+        ["best.safetensors", "config.toml", "last.safetensors", "metrics.jsonl", "plan.json", "summary.json"]
     );
 
     let text = String::from_utf8(lab.bytes("run/metrics.jsonl")).unwrap();
@@ -293,7 +293,7 @@ fn it_learns() {
         let score = s.results.test_last.score;
         assert!(score.accuracy >= 0.8 && score.loss < 0.8, "{name}: {score:?}, chance is 0.25");
         // Another batch size and another number of threads change no result beyond rounding.
-        let again = evaluate(&lab.path(name).join("last.safetensors"), None, Split::Test, 7, 3).unwrap();
+        let again = evaluate(&lab.path(name).join("last.safetensors"), None, Split::Test, 7, 3, None).unwrap();
         assert_eq!(again.accuracy, score.accuracy);
         assert!(((again.loss - score.loss).abs() <= 1e-6 * score.loss), "{again:?} {score:?}");
     }

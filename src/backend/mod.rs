@@ -73,6 +73,12 @@ impl Plane {
         self.c as usize * self.h as usize * self.w as usize
     }
 
+    /// Numbers of one image's place in the arena: room for one more pixel a channel where their number is even, because a
+    /// power of two between channels puts them all into the same cache sets.
+    pub fn room(&self) -> usize {
+        self.c as usize * (self.h as usize * self.w as usize | 1)
+    }
+
     /// Whether it holds nothing.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -84,7 +90,7 @@ impl Plane {
 pub struct TensorSpec {
     /// Shape of one image.
     pub plane: Plane,
-    /// First number of its place, in numbers an image: a tensor owns `at .. at + plane.len()` of [`Spec::arena`], times
+    /// First number of its place, in numbers an image: a tensor owns `at .. at + plane.room()` of [`Spec::arena`], times
     /// the batch. Tensors that are never alive at once may overlap.
     pub at: usize,
 }

@@ -47,6 +47,9 @@ pub(super) fn start_block(i: &StartInfo) -> String {
         line("resumed", format!("at step {} of {}", count(step), count(i.epochs.saturating_mul(i.steps_per_epoch))));
     }
     line("device", i.device.clone());
+    if let (layers, changed @ 1..) = i.planned {
+        line("plan", format!("{changed} of {layers} layers run otherwise than by default"));
+    }
     line("run", i.out.display().to_string());
     text + "\n"
 }
@@ -171,6 +174,7 @@ mod tests {
         StartInfo {
             model: "resnet20".into(),
             device: "cpu avx2, 2 threads".into(),
+            planned: (22, 0),
             data: "builtin:fashion-mnist (npz)".into(),
             out: "runs/x".into(),
             method: "erk".into(),
@@ -208,7 +212,9 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        assert!(!text.contains("resumed"));
+        assert!(!text.contains("resumed") && !text.contains("\nplan "));
+        let text = start_block(&StartInfo { planned: (22, 5), ..start() });
+        assert!(text.contains("\nplan       5 of 22 layers run otherwise than by default\n"), "{text}");
         let text = start_block(&StartInfo { resumed_at_step: Some(100), val_images: 0, nnz: 270_608, ..start() });
         assert!(text.contains("at step 100 of 1,100") && !text.contains("validation"), "{text}");
         assert!(text.contains("nothing pruned"), "{text}");

@@ -33,6 +33,9 @@ pub(super) struct EvalArgs {
     /// Worker threads [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// How each layer runs on the CPU [default: as in its run, or by rule]
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -55,7 +58,8 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
         SplitArg::Val => Split::Val,
         SplitArg::Train => Split::Train,
     };
-    let s = evaluate(&path, args.data.as_deref(), split, args.batch_size as usize, super::threads(args.threads))?;
+    let (batch, threads, plan) = (args.batch_size as usize, super::threads(args.threads), args.plan.as_deref());
+    let s = evaluate(&path, args.data.as_deref(), split, batch, threads, plan)?;
     if !s.loss.is_finite() {
         return Err(Error::Failed(format!(
             "{}: the loss on these images is {}: the network diverged",

@@ -5,9 +5,12 @@ mod blocks;
 mod eval;
 mod format;
 pub mod inspect;
+pub mod network;
+mod plan_text;
 mod progress;
 mod signals;
 mod train;
+mod tune;
 
 use crate::error::{Error, Result};
 use crate::report::Engine;
@@ -35,6 +38,7 @@ enum Command {
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
+    Tune(tune::TuneArgs),
 }
 
 /// Parses the command line and runs it.
@@ -51,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Tune(args) => tune::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -36,6 +36,9 @@ pub(super) struct TrainArgs {
     /// Seed of initial values, masks and data order [default: the recipe's]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// How each layer runs on the CPU, as sparse-engine tune writes it; results change in rounding [default: by rule]
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
     device: DeviceArg,
@@ -92,7 +95,7 @@ fn minutes(text: &str) -> std::result::Result<Duration, String> {
 const RUNS: &str = "runs";
 
 /// What to run, where, and from which state.
-struct Plan {
+struct Job {
     config: Config,
     run: RunDir,
     resume: bool,
@@ -101,10 +104,11 @@ struct Plan {
 }
 
 pub(super) fn run(args: TrainArgs) -> Result<()> {
-    let Plan { config, run, resume, new } = plan(&args)?;
+    let Job { config, run, resume, new } = job(&args)?;
     let options = Options {
         out: run.path().to_path_buf(),
         resume: resume.then(|| run.path().to_path_buf()),
+        plan: args.plan.clone(),
         device: match args.device {
             DeviceArg::Auto => Device::Auto,
             DeviceArg::Cpu => Device::Cpu,
@@ -129,19 +133,19 @@ pub(super) fn run(args: TrainArgs) -> Result<()> {
     done
 }
 
-fn plan(args: &TrainArgs) -> Result<Plan> {
+fn job(args: &TrainArgs) -> Result<Job> {
     match (&args.resume, &args.out) {
         (Some(word), Some(out)) if word.as_os_str() == "auto" => {
             let run = RunDir::at(out);
             let config = args.resolve()?.config;
             if !run.last().exists() {
                 let new = run.prepare(true)?;
-                return Ok(Plan { config, run, resume: false, new });
+                return Ok(Job { config, run, resume: false, new });
             }
             let old = run.load_config()?;
             let differences = old.differences(&config)?;
             if differences.is_empty() {
-                return Ok(Plan { config: old, run, resume: true, new: false });
+                return Ok(Job { config: old, run, resume: true, new: false });
             }
             let head =
                 format!("{}: the run there has another configuration (its value, the one asked for)", out.display());
@@ -157,7 +161,7 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
                 let what = "no such checkpoint to go on from; --resume wants the directory of a run";
                 return Err(Error::data(run.last(), what));
             }
-            Ok(Plan { config: run.load_config()?, run, resume: true, new: false })
+            Ok(Job { config: run.load_config()?, run, resume: true, new: false })
         }
         (None, out) => {
             let resolved = args.resolve()?;
@@ -166,7 +170,7 @@ fn plan(args: &TrainArgs) -> Result<Plan> {
                 None => RunDir::unused(Path::new(RUNS), &resolved.run_name()),
             };
             let new = run.prepare(false)?;
-            Ok(Plan { config: resolved.config, run, resume: false, new })
+            Ok(Job { config: resolved.config, run, resume: false, new })
         }
     }
 }

@@ -15,12 +15,12 @@ pub(super) fn place(tensors: &mut [TensorSpec], alive: &[RangeInclusive<usize>])
     let mut end = 0;
     for i in order {
         placed.retain(|&j| alive[j].end() >= alive[i].start());
-        let len = tensors[i].plane.len();
+        let len = tensors[i].plane.room();
         let mut at = 0;
         let gap = placed.iter().position(|&j| {
             let fits = at + len <= tensors[j].at;
             if !fits {
-                at = tensors[j].at + tensors[j].plane.len();
+                at = tensors[j].at + tensors[j].plane.room();
             }
             fits
         });

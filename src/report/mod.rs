@@ -1,15 +1,17 @@
-//! What a run leaves behind: the run directory, `metrics.jsonl` and `summary.json`.
-//! Both formats are versioned and described in `docs/formats.md`.
+//! What a run leaves behind: the run directory, `metrics.jsonl`, `summary.json` and the plan.
+//! The formats are versioned and described in `docs/formats.md` and `docs/plan.md`.
 
 pub mod files;
 mod machine;
 mod metrics;
+mod plan_file;
 mod run_dir;
 mod summary;
 mod version;
 
 pub use machine::Machine;
 pub use metrics::{METRICS_SCHEMA, MetricsWriter, Record, read_metrics};
+pub use plan_file::{read_plan, write_plan};
 pub use run_dir::RunDir;
 pub use summary::{DataInfo, EpochScore, MaskInfo, Results, SUMMARY_SCHEMA, Summary};
 pub use version::Engine;

@@ -1,5 +1,7 @@
 //! The run directory: which file is where, and that no run overwrites another.
 
+use super::{read_plan, write_plan};
+use crate::backend::cpu::plan::Plan;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use std::fs;
@@ -27,6 +29,11 @@ impl RunDir {
         self.path.join("config.toml")
     }
 
+    /// `plan.json`: how the layers run on the CPU.
+    pub fn plan(&self) -> PathBuf {
+        self.path.join("plan.json")
+    }
+
     /// `metrics.jsonl`.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
@@ -45,6 +52,19 @@ impl RunDir {
     /// `best.safetensors`: the checkpoint of the selected epoch.
     pub fn best(&self) -> PathBuf {
         self.path.join("best.safetensors")
+    }
+
+    /// Writes what a new run is: its configuration and its plan. Where one does not fit on the disk, neither stays.
+    pub fn begin(&self, config: &Config, plan: &Plan) -> Result<()> {
+        self.save_config(config)?;
+        write_plan(&self.plan(), plan).inspect_err(|_| {
+            let _ = fs::remove_file(self.config()); // the failure above is the one to report
+        })
+    }
+
+    /// Reads the plan back.
+    pub fn load_plan(&self) -> Result<Plan> {
+        read_plan(&self.plan())
     }
 
     /// Writes the resolved configuration.
@@ -74,8 +94,8 @@ impl RunDir {
         for entry in fs::read_dir(&self.path).map_err(fail())? {
             let name = entry.map_err(fail())?.file_name();
             let name = name.to_string_lossy();
-            let debris =
-                matches!(&*name, "config.toml" | "metrics.jsonl" | "best.safetensors") || name.ends_with(".tmp");
+            let debris = matches!(&*name, "config.toml" | "plan.json" | "metrics.jsonl" | "best.safetensors")
+                || name.ends_with(".tmp");
             if !(restart && debris) {
                 return Err(Error::Usage(format!(
                     "{}: the output directory is not empty (it holds {name:?}); choose another --out, or add \

@@ -1,7 +1,9 @@
 //! The loop: steps, evaluation, metrics, checkpoints, stop and resume.
 
+use super::plan::PlanFile;
 use super::setup::Setup;
 use super::{EpochInfo, Observer, Options, StartInfo, StepInfo};
+use crate::backend::cpu::plan::Plan;
 use crate::backend::{Backend, Bytes, SgdStep, Spec};
 use crate::checkpoint::{Best, Checkpoint, Meta, NetState, Progress, Running};
 use crate::config::Selection;
@@ -22,6 +24,7 @@ pub(super) struct Run<'a, B: Backend<Real = f32>> {
     setup: &'a Setup,
     options: &'a Options,
     dir: RunDir,
+    planned: (usize, usize),
     bytes_dense: Bytes,
     net: Net<B>,
     rate: LearningRate,
@@ -48,12 +51,24 @@ impl Clock {
 }
 
 impl<'a, B: Backend<Real = f32>> Run<'a, B> {
-    /// Allocates the network; a fresh one, or the state of the checkpoint the run goes on from.
-    pub fn new(setup: &'a Setup, options: &'a Options, make: impl Fn(Spec) -> Result<B>) -> Result<Self> {
+    /// Allocates the network on what `make` builds for it with a plan, or without for the default one; a fresh network, or
+    /// the state of the checkpoint the run goes on from, with that run's plan.
+    pub fn new(
+        setup: &'a Setup,
+        options: &'a Options,
+        make: impl Fn(Spec, Option<&Plan>) -> Result<B>,
+    ) -> Result<Self> {
         let config = &setup.config;
+        let dir = RunDir::at(&options.out);
+        let state = options.resume.as_ref().map(|run| load(setup, &RunDir::at(run).last())).transpose()?;
+        let file = PlanFile::of_run(options)?;
         // Now, and gone before the network is there: at the end of a long run there might be no room for both.
-        let bytes_dense = Net::new(&setup.graph, &[], setup.largest_batch(), &make)?.backend().bytes();
-        let mut net = Net::new(&setup.graph, &setup.masks, setup.largest_batch(), &make)?;
+        let bytes_dense =
+            Net::new(&setup.graph, &[], setup.largest_batch(), |spec| make(spec, None))?.backend().bytes();
+        let mut net = Net::new(&setup.graph, &setup.masks, setup.largest_batch(), |spec| {
+            let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
+            make(spec, plan)
+        })?;
         let steps_per_epoch = setup.train.len().div_ceil(config.batch_size) as u64;
         net.check_batch(setup.train.len() - (steps_per_epoch as usize - 1) * config.batch_size)?;
         let rate = LearningRate {
@@ -64,23 +79,32 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
             warmup_epochs: config.warmup_epochs,
         };
         rate.check()?;
-        let dir = RunDir::at(&options.out);
-        let progress = match &options.resume {
+        let progress = match state {
             None => {
                 net.init(&setup.graph, config.seed.init);
                 Progress::default()
             }
-            Some(from) => load(&mut net, setup, &RunDir::at(from).last())?,
+            Some(Checkpoint { net: state, meta }) => {
+                net.load(&state).map_err(|e| Error::data(dir.last(), e.to_string()))?;
+                meta.progress
+            }
         };
-        // The configuration first: where it does not fit on the disk, nothing is left behind.
-        dir.save_config(config)?;
+        let names = setup.graph.convs().iter().map(|c| c.name.as_str());
+        let default = Plan::default_for(&net.program().spec, names);
+        let plan = file.map_or_else(|| default.clone(), |f| f.plan);
+        // What the run is comes first: where it does not fit on the disk, nothing is left behind.
+        match options.resume {
+            None => dir.begin(config, &plan)?,
+            Some(_) => dir.save_config(config)?,
+        }
+        let planned = (plan.layers.len(), plan.differences(&default).count());
         let metrics = match progress.step {
             0 => MetricsWriter::create(&dir.metrics())?,
             step => MetricsWriter::resume(&dir.metrics(), step)?,
         };
         let (now, (before_s, train_s)) = (Instant::now(), metrics.times_s());
         let clock = Clock { started: now, before_s, train_s, saved: now };
-        Ok(Run { setup, options, dir, bytes_dense, net, rate, metrics, progress, test: None, clock })
+        Ok(Run { setup, options, dir, planned, bytes_dense, net, rate, metrics, progress, test: None, clock })
     }
 
     /// Trains to the last epoch, evaluates, and writes the summary.
@@ -251,6 +275,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
         StartInfo {
             model: setup.config.network(),
             device: self.net.backend().describe(),
+            planned: self.planned,
             data: format!("{} ({})", setup.data.source, setup.data.kind),
             out: self.dir.path().into(),
             method: setup.config.method.to_string(),
@@ -288,7 +313,8 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
                 results.test_at_best_test = Some(EpochScore { epoch: best.epoch, score: best.score });
             }
             (Some(best), _) => {
-                load(&mut self.net, setup, &self.dir.best())?;
+                let path = self.dir.best();
+                self.net.load(&load(setup, &path)?.net).map_err(|e| Error::data(&path, e.to_string()))?;
                 let score = score(&mut self.net, &setup.eval_loader(&setup.data.test, self.options.threads)?);
                 results.test_at_best_val = Some(EpochScore { epoch: best.epoch, score });
             }
@@ -333,9 +359,10 @@ fn mask_info(mask: &Mask) -> MaskInfo {
     MaskInfo { name: mask.name.clone(), shape: mask.shape.clone(), nnz: mask.nnz(), hash: mask_hash(mask) }
 }
 
-/// Puts a checkpoint of this very run into `net`.
-fn load<B: Backend<Real = f32>>(net: &mut Net<B>, setup: &Setup, path: &Path) -> Result<Progress> {
-    let Checkpoint { net: state, meta } = Checkpoint::load(path)?;
+/// A checkpoint of this very run.
+fn load(setup: &Setup, path: &Path) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::load(path)?;
+    let meta = &checkpoint.meta;
     if meta.data.checksum != setup.data.checksum {
         let what = format!("it was trained on other images than {} holds now (checksums differ)", setup.data.source);
         return Err(Error::data(path, what));
@@ -343,8 +370,7 @@ fn load<B: Backend<Real = f32>>(net: &mut Net<B>, setup: &Setup, path: &Path) ->
     if let Some(difference) = meta.config.differences(&setup.config)?.first() {
         return Err(Error::data(path, format!("it belongs to another configuration: {difference}")));
     }
-    net.load(&state).map_err(|e| Error::data(path, e.to_string()))?;
-    Ok(meta.progress)
+    Ok(checkpoint)
 }
 
 /// Mean loss and accuracy over all batches of `loader`, with the running statistics.

@@ -1,13 +1,15 @@
-//! The reference's gradients against central differences of its own forward passes, and its forward passes against
-//! numbers worked out by hand.
+//! The reference's gradients against central differences of its own forward passes, its forward passes against numbers
+//! worked out by hand, and the calls that it refuses.
 //!
 //! A scalar L = sum(w * y) with random w: dL/dv is what the backward op gives for dy = w. In f64 with a step of 1e-5 the
 //! truncation is about 1e-10 and the rounding 1e-11 of sums of a few hundred terms near 1; the tolerance is 1e-7 of the
 //! largest gradient.
 
-use crate::common::rig::{Build, add, normal, over};
+use crate::common::rig::{Build, normal};
 use sparse_engine::backend::reference::RefBackend;
-use sparse_engine::backend::{Backend, ParamId, Store, TensorId};
+use sparse_engine::backend::{
+    Backend, Finish, Grad, GradDst, Input, Mask, NormId, Normed, ParamId, Store, TensorId, Write,
+};
 use sparse_engine::shape::ConvGeom;
 
 const H: f64 = 1e-5;
@@ -77,126 +79,142 @@ fn random_values(b: &mut RefBackend) {
     b.write_store(Store::Values, &normal("values", stored));
 }
 
+fn over(t: TensorId, finish: Finish) -> GradDst {
+    GradDst { t, write: Write::Overwrite, finish }
+}
+
+fn nothing() -> Finish {
+    Finish::default()
+}
+
+fn sums(norm: NormId, x: TensorId) -> Finish {
+    Finish { reduce: [Some(Normed { norm, x }), None], ..Finish::default() }
+}
+
+/// y = norm(conv(relu(norm(x)))), fused forward and backward: the gradients of all six parameters and of x.
 #[test]
-fn convolutions() {
+fn convolutions_between_norms() {
     for (c, h, w, k, r, stride, pad, kept, bias) in [
-        (3, 5, 4, 4, 3, 1, 1, None, true),
+        (3, 5, 4, 4, 3, 1, 1, None, false),
         (2, 7, 5, 3, 3, 2, 1, Some((0..54).filter(|i| i % 3 != 1).collect::<Vec<u32>>()), false),
-        (4, 5, 6, 3, 1, 2, 0, Some(vec![0, 1, 2, 6, 8, 9]), true),
+        (4, 5, 6, 3, 1, 2, 0, Some(vec![0, 1, 2, 6, 8, 9]), false),
         (1, 9, 8, 2, 7, 2, 3, None, false),
-        (6, 1, 1, 4, 1, 1, 0, Some(vec![1, 2, 7, 9, 11, 18, 23]), true),
         (2, 6, 6, 2, 3, 1, 0, None, false),
+        (6, 1, 1, 4, 1, 1, 0, Some(vec![1, 2, 7, 9, 11, 18, 23]), true),
     ] {
         let geom = ConvGeom { c, h, w, k, r, s: r, stride, pad };
         let what = format!("{geom:?}");
-        let mut build = Build::new(3);
+        let mut build = Build::new(4);
         let conv = build.conv(geom, kept, bias);
         let layer = build.0.convs[conv.0 as usize];
-        let (input, output) = ([c, h, w], [k, geom.p(), geom.q()]);
-        let [x, dx] = [0; 2].map(|halo| build.tensor(input, halo));
-        let [y, dy] = [0; 2].map(|halo| build.tensor(output, halo));
+        let [norm_x, norm_y] = [c, k].map(|c| build.norm(c));
+        let [x, dv, dx] = build.tensors([c, h, w]);
+        let [y, z, dz, dz_finished] = build.tensors([k, geom.p(), geom.q()]);
+        let specs = build.0.norms.clone();
         let mut b = RefBackend::new(build.0);
         random_values(&mut b);
-        let n = 2;
-        let weights = normal("dy", n * (k * geom.p() * geom.q()) as usize);
+        let n = 3;
+        let weights = normal("dy", b.spec().tensors[y.0 as usize].plane.len() * n);
         b.write_tensor(x, n, &normal("x", n * (c * h * w) as usize));
-        b.write_tensor(dy, n, &weights);
-        b.conv_backward_data(conv, dy, over(dx), n);
-        b.conv_backward_weight(conv, x, dy, n);
+        b.write_tensor(dz, n, &weights);
+        let input = Input { t: x, norm: Some(norm_x), relu: true };
+        // A linear layer has a bias, and no norm behind it, before which a bias would have no gradient.
+        let through = (!bias).then_some(Normed { norm: norm_y, x: y });
         let mut loss = |b: &mut RefBackend| {
-            b.conv_forward(conv, x, y, n);
-            dot(&b.read_tensor(y, n), &weights)
+            b.norm_stats(norm_x, x, n);
+            b.conv_forward(conv, input, y, through.map(|t| t.norm), n);
+            b.join_forward(Input { t: y, norm: through.map(|t| t.norm), relu: false }, None, false, z, n);
+            dot(&b.read_tensor(z, n), &weights)
         };
-        let analytic = b.read_tensor(dx, n);
-        differences(&what, &mut b, Var::Tensor(x), n, &analytic, &mut loss);
-        for p in std::iter::once(layer.weight).chain(layer.bias) {
-            let analytic = grad(&b, p);
-            differences(&what, &mut b, Var::Param(p), n, &analytic, &mut loss);
-        }
-    }
-}
-
-#[test]
-fn norms() {
-    for (relu, residual) in [(false, false), (true, false), (false, true), (true, true)] {
-        let what = format!("norm relu {relu} residual {residual}");
-        let mut build = Build::new(4);
-        let norm = build.norm(3);
-        let spec = build.0.norms[0];
-        let [x, y, res, dy, dx, dres] = [0; 6].map(|halo| build.tensor([3, 3, 2], halo));
-        let mut b = RefBackend::new(build.0);
-        random_values(&mut b);
-        let (n, len) = (4, 4 * 18);
-        let weights = normal("dy", len);
-        b.write_tensor(x, n, &normal("x", len));
-        b.write_tensor(res, n, &normal("res", len));
-        b.write_tensor(dy, n, &weights);
-        let res_in = residual.then_some(res);
-        b.norm_forward(norm, x, res_in, false, y, n);
-        let margin = b.read_tensor(y, n).iter().fold(f64::MAX, |m, v| m.min(v.abs()));
+        loss(&mut b);
+        b.join_forward(Input { relu: false, ..input }, None, false, dv, n);
+        let margin = b.read_tensor(dv, n).iter().fold(f64::MAX, |m, v| m.min(v.abs()));
         assert!(margin > 10.0 * H, "{what}: a step of {H} must not cross the ReLU's kink, margin {margin}");
-        b.norm_forward(norm, x, res_in, relu, y, n);
-        b.norm_backward(norm, x, y, relu, dy, over(dx), residual.then_some(over(dres)), n);
-        let mut loss = |b: &mut RefBackend| {
-            b.norm_forward(norm, x, res_in, relu, y, n);
-            dot(&b.read_tensor(y, n), &weights)
-        };
-        let [of_x, of_res] = [dx, dres].map(|t| b.read_tensor(t, n));
+
+        let of_y = if bias { nothing() } else { sums(norm_y, y) };
+        b.copy_backward(Grad::plain(dz), over(dz_finished, of_y), n);
+        let dy = Grad { t: dz_finished, norm: through };
+        let finish = Finish { mask: Mask::Positive(input), ..sums(norm_x, x) };
+        b.conv_backward(conv, input, dy, Some(over(dv, finish)), n);
+        b.copy_backward(Grad { t: dv, norm: Some(Normed { norm: norm_x, x }) }, over(dx, nothing()), n);
+
+        let of_x = b.read_tensor(dx, n);
         differences(&what, &mut b, Var::Tensor(x), n, &of_x, &mut loss);
-        if residual {
-            differences(&what, &mut b, Var::Tensor(res), n, &of_res, &mut loss);
-        }
-        for p in [spec.gamma, spec.beta] {
+        let affine = specs.iter().flat_map(|s| [s.gamma, s.beta]).take(if bias { 2 } else { 4 });
+        for p in [layer.weight].into_iter().chain(layer.bias).chain(affine) {
             let analytic = grad(&b, p);
             differences(&what, &mut b, Var::Param(p), n, &analytic, &mut loss);
         }
     }
 }
 
+/// relu(norm(a) + b), whose gradient is masked once and shared, and a + a.
 #[test]
-fn joins_and_pools() {
+fn joins() {
     let mut build = Build::new(3);
-    let [a, other, y, dy, da, db] = [0; 6].map(|halo| build.tensor([2, 3, 3], halo));
-    let [mean, dmean] = [0; 2].map(|halo| build.tensor([2, 1, 1], halo));
+    let [a, other, y, dy, finished, da] = build.tensors([2, 3, 3]);
+    let norm = build.norm(2);
+    let spec = build.0.norms[0];
     let mut b = RefBackend::new(build.0);
+    random_values(&mut b);
     let (n, len) = (3, 3 * 18);
-    let (weights, mean_weights) = (normal("dy", len), normal("dmean", 6));
+    let weights = normal("dy", len);
     b.write_tensor(a, n, &normal("a", len));
     b.write_tensor(other, n, &normal("b", len));
     b.write_tensor(dy, n, &weights);
-    for relu in [false, true] {
-        for two in [false, true] {
-            let what = format!("join relu {relu} two {two}");
-            let mut loss = |b: &mut RefBackend| {
-                b.join_forward(a, two.then_some(other), relu, y, n);
-                dot(&b.read_tensor(y, n), &weights)
-            };
-            loss(&mut b);
-            b.join_backward(y, relu, dy, over(da), two.then_some(over(db)), n);
-            let [of_a, of_b] = [da, db].map(|t| b.read_tensor(t, n));
-            differences(&what, &mut b, Var::Tensor(a), n, &of_a, &mut loss);
-            if two {
-                differences(&what, &mut b, Var::Tensor(other), n, &of_b, &mut loss);
-            }
-        }
-    }
-    // a + a: both gradients meet in one tensor.
+    let normed = Input { t: a, norm: Some(norm), relu: false };
     let mut loss = |b: &mut RefBackend| {
-        b.join_forward(a, Some(a), true, y, n);
+        b.norm_stats(norm, a, n);
+        b.join_forward(normed, Some(Input::plain(other)), true, y, n);
         dot(&b.read_tensor(y, n), &weights)
     };
     loss(&mut b);
-    b.write_tensor(da, n, &vec![0.0; len]);
-    b.join_backward(y, true, dy, add(da), Some(add(da)), n);
+    let finish = Finish { mask: Mask::Positive(Input::plain(y)), ..sums(norm, a) };
+    b.copy_backward(Grad::plain(dy), over(finished, finish), n);
+    b.copy_backward(Grad { t: finished, norm: Some(Normed { norm, x: a }) }, over(da, nothing()), n);
+    let [of_a, of_b] = [da, finished].map(|t| b.read_tensor(t, n));
+    let of_affine = [spec.gamma, spec.beta].map(|p| (p, grad(&b, p)));
+    differences("join", &mut b, Var::Tensor(a), n, &of_a, &mut loss);
+    differences("join", &mut b, Var::Tensor(other), n, &of_b, &mut loss);
+    for (p, analytic) in of_affine {
+        differences("join", &mut b, Var::Param(p), n, &analytic, &mut loss);
+    }
+
+    // a + a: the gradient is added twice.
+    let mut loss = |b: &mut RefBackend| {
+        b.join_forward(Input::plain(a), Some(Input::plain(a)), false, y, n);
+        dot(&b.read_tensor(y, n), &weights)
+    };
+    b.copy_backward(Grad::plain(dy), over(da, nothing()), n);
+    b.copy_backward(Grad::plain(dy), GradDst { write: Write::Accumulate, ..over(da, nothing()) }, n);
     let analytic = b.read_tensor(da, n);
     differences("a + a", &mut b, Var::Tensor(a), n, &analytic, &mut loss);
+}
 
-    b.write_tensor(dmean, n, &mean_weights);
-    b.pool_backward(dmean, over(da), n);
-    let analytic = b.read_tensor(da, n);
-    differences("pool", &mut b, Var::Tensor(a), n, &analytic, &mut |b| {
-        b.pool_forward(a, mean, n);
-        dot(&b.read_tensor(mean, n), &mean_weights)
+#[test]
+fn pools() {
+    let mut build = Build::new(3);
+    let [x, dx] = build.tensors([2, 5, 4]);
+    let [mean, dmean] = build.tensors([2, 1, 1]);
+    let [max, dmax] = build.tensors([2, 3, 2]);
+    let pool = build.pool(3, 2, 1);
+    let mut b = RefBackend::new(build.0);
+    let n = 3;
+    let (of_mean, of_max) = (normal("dmean", n * 2), normal("dmax", n * 12));
+    b.write_tensor(x, n, &normal("x", n * 40));
+    b.write_tensor(dmean, n, &of_mean);
+    b.write_tensor(dmax, n, &of_max);
+    b.pool_backward(Grad::plain(dmean), over(dx, nothing()), n);
+    let analytic = b.read_tensor(dx, n);
+    differences("pool", &mut b, Var::Tensor(x), n, &analytic, &mut |b| {
+        b.pool_forward(Input::plain(x), mean, n);
+        dot(&b.read_tensor(mean, n), &of_mean)
+    });
+    b.max_pool_backward(pool, Input::plain(x), Grad::plain(dmax), over(dx, nothing()), n);
+    let analytic = b.read_tensor(dx, n);
+    differences("max pool", &mut b, Var::Tensor(x), n, &analytic, &mut |b| {
+        b.max_pool_forward(pool, Input::plain(x), max, n);
+        dot(&b.read_tensor(max, n), &of_max)
     });
 }
 
@@ -204,7 +222,7 @@ fn joins_and_pools() {
 fn cross_entropies() {
     for smoothing in [0.0, 0.1] {
         let mut build = Build::new(5);
-        let [z, dz] = [0; 2].map(|halo| build.tensor([7, 1, 1], halo));
+        let [z, dz] = build.tensors([7, 1, 1]);
         let mut b = RefBackend::new(build.0);
         let (n, labels) = (5, [0, 6, 3, 3, 1]);
         b.write_tensor(z, n, &normal("z", 35));
@@ -230,39 +248,123 @@ fn forwards_by_hand() {
     let mut build = Build::new(1);
     let conv = build.conv(geom, Some(vec![2, 4]), true);
     let wide = build.conv(ConvGeom { stride: 2, ..geom }, Some(vec![5, 8]), false);
-    let [x, y] = [0; 2].map(|halo| build.tensor([1, 2, 3], halo));
-    let half = build.tensor([1, 1, 2], 0);
-    let mean = build.tensor([1, 1, 1], 0);
+    let [x, y] = build.tensors([1, 2, 3]);
+    let half = build.tensor([1, 1, 2]);
+    let mean = build.tensor([1, 1, 1]);
     let norm = build.norm(1);
     let mut b = RefBackend::new(build.0);
     // Nothing's three, the first kernel's two, bias, the second kernel's two, gamma, beta.
     b.write_store(Store::Values, &[0.0, 0.0, 0.0, 1.0, 2.0, 0.5, 1.0, 10.0, 3.0, -1.0]);
     b.write_tensor(x, 1, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
-    b.conv_forward(conv, x, y, 1);
+    let plain = Input::plain(x);
+    b.conv_forward(conv, plain, y, None, 1);
     near(&b.read_tensor(y, 1), &[2.5, 4.5, 6.5, 10.5, 13.5, 12.5]);
     // Stride 2: outputs at columns 0 and 2; right neighbour + 10 * the one below right.
-    b.conv_forward(wide, x, half, 1);
+    b.conv_forward(wide, plain, half, None, 1);
     near(&b.read_tensor(half, 1), &[2.0 + 50.0, 0.0]);
-    b.pool_forward(x, mean, 1);
+    b.pool_forward(plain, mean, 1);
     near(&b.read_tensor(mean, 1), &[3.5]);
 
     // Mean 3.5, variance 35/12 (17.5/5 = 3.5 unbiased); running 0.9 * old + 0.1 * new.
     b.write_store(Store::Running, &[1.0, 2.0]);
-    b.norm_forward(norm, x, None, true, y, 1);
+    b.norm_stats(norm, x, 1);
+    let normed = Input { t: x, norm: Some(norm), relu: true };
+    b.join_forward(normed, None, false, y, 1);
     let rstd = 1.0 / (35.0 / 12.0 + 1e-5_f64).sqrt();
-    near(&b.read_tensor(y, 1), &[-2.5, -1.5, -0.5, 0.5, 1.5, 2.5].map(|d| (3.0 * d * rstd - 1.0_f64).max(0.0)));
+    let v = [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5].map(|d| (3.0 * d * rstd - 1.0_f64).max(0.0));
+    near(&b.read_tensor(y, 1), &v);
     near(&b.read_store(Store::Running), &[0.9 + 0.35, 1.8 + 0.35]);
-    b.norm_infer(norm, x, Some(x), false, y, 1);
+    // The padding around a computed operand is zero: neighbour above right + 2 * itself + 0.5.
+    b.conv_forward(conv, normed, y, None, 1);
+    near(
+        &b.read_tensor(y, 1),
+        &[0, 1, 2, 3, 4, 5].map(|i| 2.0 * v[i] + 0.5 + if i == 3 || i == 4 { v[i - 2] } else { 0.0 }),
+    );
+    b.norm_running(norm);
+    b.join_forward(Input { relu: false, ..normed }, Some(plain), false, y, 1);
     let rstd = 1.0 / (2.15 + 1e-5_f64).sqrt();
     near(&b.read_tensor(y, 1), &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(|v| 3.0 * (v - 1.25) * rstd - 1.0 + v));
 }
 
 #[test]
-#[should_panic(expected = "share slot")]
-fn overlap_is_refused() {
+fn maxima_by_hand() {
     let mut build = Build::new(1);
-    let a = build.tensor([1, 2, 2], 0);
-    let twin = build.0.tensors[a.0 as usize];
-    build.0.tensors.push(twin);
-    RefBackend::new(build.0).join_forward(a, None, true, TensorId(a.0 + 1), 1);
+    let pool = build.pool(2, 2, 1);
+    let [x, dx] = build.tensors([1, 2, 3]);
+    let [y, dy] = build.tensors([1, 2, 2]);
+    let mut b = RefBackend::new(build.0);
+    // Windows: the first pixel; the two behind it in the first row; the same of the second row.
+    for (data, max, gradient) in [
+        ([-1.0, -3.0, -2.0, -4.0, -6.0, -5.0], [-1.0, -2.0, -4.0, -5.0], [1.0, 0.0, 10.0, 100.0, 0.0, 1000.0]),
+        ([1.0, 2.0, 2.0, 4.0, 5.0, 5.0], [1.0, 2.0, 4.0, 5.0], [1.0, 10.0, 0.0, 100.0, 1000.0, 0.0]),
+    ] {
+        b.write_tensor(x, 1, &data);
+        b.write_tensor(dy, 1, &[1.0, 10.0, 100.0, 1000.0]);
+        b.max_pool_forward(pool, Input::plain(x), y, 1);
+        near(&b.read_tensor(y, 1), &max);
+        b.max_pool_backward(pool, Input::plain(x), Grad::plain(dy), over(dx, nothing()), 1);
+        near(&b.read_tensor(dx, 1), &gradient);
+    }
+}
+
+/// One call on two tensors with values, `a` and `c`, `twin` at the place of `a`, `empty` without a value, and two norms.
+type Call = fn(&mut RefBackend, [TensorId; 4], [NormId; 2]);
+
+#[test]
+fn misuse_is_refused() {
+    fn plain(t: TensorId) -> Input {
+        Input::plain(t)
+    }
+    fn normed(t: TensorId, norm: NormId) -> Input {
+        Input { t, norm: Some(norm), relu: false }
+    }
+    fn copy(b: &mut RefBackend, from: TensorId, norm: Option<Normed>, to: TensorId, finish: Finish) {
+        b.copy_backward(Grad { t: from, norm }, over(to, finish), 1);
+    }
+    let calls: [(&str, Call); 11] = [
+        ("overlaps", |b, [a, _, twin, _], _| b.join_forward(plain(a), None, true, twin, 1)),
+        ("overlaps", |b, [a, c, ..], _| b.join_forward(plain(c), Some(plain(a)), true, a, 1)),
+        ("overlaps", |b, [a, c, twin, _], _| {
+            copy(b, c, None, twin, Finish { mask: Mask::Positive(plain(a)), ..nothing() });
+        }),
+        ("overlaps", |b, [a, c, twin, _], [norm, _]| {
+            b.norm_stats(norm, a, 1);
+            copy(b, c, None, twin, sums(norm, a));
+        }),
+        ("never written", |b, [_, c, _, empty], _| b.join_forward(plain(empty), None, true, c, 1)),
+        ("has been overwritten", |b, [a, c, twin, empty], _| {
+            b.join_forward(plain(c), None, true, twin, 1);
+            b.join_forward(plain(a), None, true, empty, 1);
+        }),
+        ("before it has coefficients", |b, [a, c, ..], [norm, _]| b.join_forward(normed(a, norm), None, true, c, 1)),
+        ("before it has coefficients", |b, [a, c, _, empty], [norm, _]| copy(b, c, None, empty, sums(norm, a))),
+        ("before its sums", |b, [a, c, _, empty], [norm, other]| {
+            b.norm_stats(norm, a, 1);
+            b.norm_stats(other, a, 1);
+            copy(b, c, None, empty, sums(other, a));
+            copy(b, empty, Some(Normed { norm, x: a }), c, nothing());
+        }),
+        ("running statistics", |b, [a, c, _, empty], [norm, _]| {
+            b.norm_running(norm);
+            copy(b, c, None, empty, sums(norm, a));
+        }),
+        ("has the statistics of", |b, [a, c, _, empty], [norm, _]| {
+            b.norm_stats(norm, a, 1);
+            b.join_forward(normed(c, norm), None, true, empty, 1);
+        }),
+    ];
+    for (i, (message, call)) in calls.into_iter().enumerate() {
+        let mut build = Build::new(1);
+        let [a, c, empty] = build.tensors([1, 2, 2]);
+        let norms = [(); 2].map(|()| build.norm(1));
+        build.0.tensors.push(build.0.tensors[a.0 as usize]);
+        let twin = TensorId(build.0.tensors.len() as u32 - 1);
+        let mut b = RefBackend::new(build.0);
+        b.write_tensor(a, 1, &[1.0, 2.0, 3.0, 4.0]);
+        b.write_tensor(c, 1, &[1.0, 2.0, 3.0, 4.0]);
+        let run = std::panic::AssertUnwindSafe(|| call(&mut b, [a, c, twin, empty], norms));
+        let panic = std::panic::catch_unwind(run).expect_err(&format!("call {i} passed"));
+        let got = panic.downcast_ref::<String>().expect("a message");
+        assert!(got.contains(message), "call {i}: {got}");
+    }
 }

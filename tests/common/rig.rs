@@ -1,10 +1,11 @@
 //! Three backends side by side: the one under test, the reference, and the reference on absolute values, whose results
 //! are the sums of |a*b| that rounding errors scale with.
 
+use super::operand::Channel;
 use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::backend::{
-    Backend, ConvId, ConvSpec, Dst, NormId, NormSpec, ParamId, ParamSpec, Plane, Real, Spec, Store, TensorId,
-    TensorSpec, Write,
+    Backend, ConvId, ConvSpec, NormId, NormSpec, ParamId, ParamSpec, Plane, PoolId, PoolSpec, Real, Spec, Store,
+    TensorId, TensorSpec,
 };
 use sparse_engine::rng::{Purpose, Stream};
 use sparse_engine::shape::ConvGeom;
@@ -13,14 +14,6 @@ use sparse_engine::shape::ConvGeom;
 pub fn normal(name: &str, len: usize) -> Vec<f64> {
     let stream = Stream::new(7, Purpose::Data, name);
     (0..len as u64).map(|i| stream.normal(i)).collect()
-}
-
-pub fn over(t: TensorId) -> Dst {
-    Dst { t, write: Write::Overwrite }
-}
-
-pub fn add(t: TensorId) -> Dst {
-    Dst { t, write: Write::Accumulate }
 }
 
 /// Distance from 1 to the next number.
@@ -32,21 +25,32 @@ pub fn eps<R: Real>() -> f64 {
     e
 }
 
-/// Builds a [`Spec`]; every tensor gets a slot of its own.
+/// Builds a [`Spec`]; every tensor has a place of its own, with a guard tensor behind it that no op touches.
 pub struct Build(pub Spec);
 
 impl Build {
     pub fn new(batch: usize) -> Build {
         let mut b = Build(Spec { batch, ..Spec::default() });
         b.param(&[3], None); // belongs to no layer: nothing but sgd may touch it
+        b.place([1, 1, 1]);
         b
     }
 
-    pub fn tensor(&mut self, chw: [u32; 3], halo: u32) -> TensorId {
-        let plane = Plane { c: chw[0], h: chw[1], w: chw[2], halo };
-        self.0.slots.push(plane);
-        self.0.tensors.push(TensorSpec { plane, slot: self.0.slots.len() as u32 - 1 });
+    fn place(&mut self, [c, h, w]: [u32; 3]) -> TensorId {
+        let plane = Plane { c, h, w };
+        self.0.tensors.push(TensorSpec { plane, at: self.0.arena });
+        self.0.arena += plane.room();
         TensorId(self.0.tensors.len() as u32 - 1)
+    }
+
+    pub fn tensor(&mut self, chw: [u32; 3]) -> TensorId {
+        let t = self.place(chw);
+        self.place([1, 1, 1]);
+        t
+    }
+
+    pub fn tensors<const N: usize>(&mut self, chw: [u32; 3]) -> [TensorId; N] {
+        [(); N].map(|()| self.tensor(chw))
     }
 
     pub fn param(&mut self, shape: &[usize], kept: Option<Vec<u32>>) -> ParamId {
@@ -72,6 +76,11 @@ impl Build {
         self.0.norms.push(NormSpec { c, gamma, beta, running, eps: 1e-5, momentum: 0.1 });
         NormId(self.0.norms.len() as u32 - 1)
     }
+
+    pub fn pool(&mut self, size: u32, stride: u32, pad: u32) -> PoolId {
+        self.0.pools.push(PoolSpec { size, stride, pad });
+        PoolId(self.0.pools.len() as u32 - 1)
+    }
 }
 
 /// Something an op writes.
@@ -84,9 +93,10 @@ pub enum Place {
     Momentum,
 }
 
-/// A written place, and what its error may be in units of eps, an element.
+/// A written place, what is wanted there, and what its error may be in units of eps, an element.
 pub struct Out {
     pub place: Place,
+    pub want: Vec<f64>,
     pub bound: Vec<f64>,
 }
 
@@ -97,23 +107,17 @@ pub struct Rig<B: Backend> {
     pub dev: B,
     pub exact: RefBackend,
     pub mag: RefBackend,
+    /// What is known of each norm's coefficients.
+    pub channels: Vec<Vec<Channel>>,
     what: String,
-    tensors: Vec<Option<(usize, Vec<f64>)>>,
+    /// An op that only prepares another one's operands: what else it changes, the other one's check finds.
+    pub preparing: bool,
+    tensors: Vec<(usize, Vec<f64>)>,
     stores: Vec<Vec<f64>>,
 }
 
-/// Calls one op on the three backends of a rig.
-macro_rules! all {
-    ($rig:ident.$op:ident($($arg:expr),* $(,)?)) => {{
-        $rig.dev.$op($($arg),*);
-        $rig.exact.$op($($arg),*);
-        $rig.mag.$op($($arg),*);
-    }};
-}
-pub(crate) use all;
-
 impl<B: Backend> Rig<B> {
-    /// Values, momentum and running statistics get random numbers (variances positive), gradients NaN.
+    /// Tensors and gradients get NaN, values, momentum and running statistics random numbers (variances positive).
     pub fn new(build: Build, make: &dyn Fn(Spec) -> B, what: String) -> Rig<B> {
         let spec = build.0;
         let (stored, running) = (spec.stored(), spec.running());
@@ -121,10 +125,13 @@ impl<B: Backend> Rig<B> {
             dev: make(spec.clone()),
             exact: RefBackend::new(spec.clone()),
             mag: RefBackend::new(spec.clone()),
+            channels: vec![vec![]; spec.norms.len()],
             what,
-            tensors: vec![None; spec.tensors.len()],
+            preparing: false,
+            tensors: vec![(0, vec![]); spec.tensors.len()],
             stores: vec![vec![]; 4],
         };
+        (0..spec.tensors.len() as u32).for_each(|t| rig.poison(TensorId(t)));
         rig.set_store(Store::Values, &normal("values", stored));
         rig.set_store(Store::Momentum, &normal("momentum", stored));
         rig.set_store(Store::Grads, &vec![f64::NAN; stored]);
@@ -142,8 +149,7 @@ impl<B: Backend> Rig<B> {
 
     /// Numbers in `n` images of `t`.
     pub fn len(&self, t: TensorId, n: usize) -> usize {
-        let p = self.plane(t);
-        n * (p.c * p.h * p.w) as usize
+        n * self.plane(t).len()
     }
 
     /// Writes `n` images, rounded to the type under test, and NaN behind them.
@@ -158,7 +164,7 @@ impl<B: Backend> Rig<B> {
             b.write_tensor(t, batch, &nan);
             b.write_tensor(t, n, &data);
         }
-        self.tensors[t.0 as usize] = Some((n, part));
+        self.tensors[t.0 as usize] = (n, part);
     }
 
     pub fn set_normal(&mut self, t: TensorId, n: usize, name: &str) {
@@ -182,38 +188,50 @@ impl<B: Backend> Rig<B> {
         self.stores[place_of(store)] = data;
     }
 
-    /// Bound of a sum of `k` products: 2 * sqrt(k) * sum |a*b|.
+    /// Sets some parameters' part of a store.
+    pub fn set_params(&mut self, store: Store, parts: &[(ParamId, Vec<f64>)]) {
+        let mut all = self.stores[place_of(store)].clone();
+        for (param, data) in parts {
+            all[self.exact.spec().params[param.0 as usize].range.clone()].copy_from_slice(data);
+        }
+        self.set_store(store, &all);
+    }
+
+    /// A store of the backend under test.
+    pub fn store(&self, store: Store) -> &[f64] {
+        &self.stores[place_of(store)]
+    }
+
+    /// What the reference has, with the bound of a sum of `k` products: 2 * sqrt(k) * sum |a*b|.
     pub fn by_mag(&self, place: Place, n: usize, k: usize) -> Out {
         let scale = 2.0 * (k as f64).sqrt();
-        Out { place, bound: read(&self.mag, place, n).into_iter().map(|m| scale * m).collect() }
+        let bound = read(&self.mag, place, n).into_iter().map(|m| scale * m).collect();
+        Out { place, want: read(&self.exact, place, n), bound }
     }
 
     /// After `op` on `n` images: `outs` are right and nothing else has changed.
     pub fn check(&mut self, op: &str, n: usize, outs: &[Out]) {
         let what = format!("{op}, {}, n = {n}", self.what);
         for out in outs {
-            let (got, want) = (read(&self.dev, out.place, n), read(&self.exact, out.place, n));
-            compare::<B::Real>(&format!("{what}: {:?}", out.place), &got, &want, &out.bound);
-            self.accept(out.place, n, &got);
+            let got = read(&self.dev, out.place, n);
+            compare::<B::Real>(&format!("{what}: {:?}", out.place), &got, &out.want, &out.bound);
+            if let Place::Tensor(t) = out.place {
+                self.tensors[t.0 as usize] = (n, got);
+            } else {
+                let (store, range) = in_store(self.exact.spec(), out.place);
+                self.stores[place_of(store)][range].copy_from_slice(&got);
+            }
         }
-        for (t, held) in self.tensors.iter().enumerate() {
-            let Some((held_n, data)) = held else { continue };
+        if self.preparing {
+            return;
+        }
+        for (t, (held_n, data)) in self.tensors.iter().enumerate() {
             let got = f64s(&self.dev.read_tensor(TensorId(t as u32), *held_n));
             unchanged(&format!("{what}: tensor {t}"), &got, data);
         }
         for store in STORES {
             let got = f64s(&self.dev.read_store(store));
-            unchanged(&format!("{what}: {store:?}"), &got, &self.stores[place_of(store)]);
-        }
-    }
-
-    fn accept(&mut self, place: Place, n: usize, got: &[f64]) {
-        match place {
-            Place::Tensor(t) => self.tensors[t.0 as usize] = Some((n, got.to_vec())),
-            Place::Grad(_) | Place::Running(_) | Place::Values | Place::Momentum => {
-                let (store, range) = in_store(self.exact.spec(), place);
-                self.stores[place_of(store)][range].copy_from_slice(got);
-            }
+            unchanged(&format!("{what}: {store:?}"), &got, self.store(store));
         }
     }
 }

@@ -1,77 +1,35 @@
-//! Join, pool, cross-entropy, SGD.
+//! Join, cross-entropy, SGD.
 
 use super::COUNTS;
-use super::rig::{Build, Out, Place, Rig, add, all, compare, eps, f64s, normal, over};
-use sparse_engine::backend::{Backend, BatchLoss, Dst, SgdStep, Spec, Store};
+use super::rig::{Build, Out, Place, Rig, compare, eps, f64s, normal};
+use sparse_engine::backend::{Backend, BatchLoss, Input, SgdStep, Spec, Store};
+use sparse_engine::graph::lower::Forward;
 
-/// `y = relu?(a + b?)` and its gradients, also for `a + a`, and with one tensor as both destinations.
+/// `y = relu?(a + b?)` of operands of each kind, also of one tensor twice.
 pub fn join<B: Backend>(make: &dyn Fn(Spec) -> B) {
-    for chw in [[3, 5, 4], [17, 1, 1]] {
+    for chw in [[3, 5, 4], [17, 1, 1], [2, 1, 19]] {
         let mut build = Build::new(33);
-        let [a, b, y, dy, da, db] = [0, 1, 2, 0, 1, 0].map(|halo| build.tensor(chw, halo));
+        let [a, b, y] = build.tensors(chw);
+        let [norm_a, norm_b] = [(); 2].map(|()| build.norm(chw[0]));
         let mut rig = Rig::new(build, make, format!("CHW {chw:?}"));
-        for n in COUNTS {
-            for relu in [false, true] {
-                for other in [None, Some(b), Some(a)] {
-                    rig.set_normal(a, n, &format!("a {n}"));
-                    rig.set_normal(b, n, &format!("b {n}"));
+        for n in COUNTS.into_iter().filter(|&n| n as u32 * chw[1] * chw[2] >= 2) {
+            rig.set_normed(a, norm_a, n, &format!("a {n}"), false);
+            rig.set_normed(b, norm_b, n, &format!("b {n}"), false);
+            let kinds = |t, norm| {
+                [(None, false), (None, true), (Some(norm), false), (Some(norm), true)].map(|(norm, relu)| Input {
+                    t,
+                    norm,
+                    relu,
+                })
+            };
+            for x in kinds(a, norm_a) {
+                let others = kinds(b, norm_b).into_iter().chain([x, Input::plain(a)]).map(Some);
+                for (other, relu) in others.chain([None]).flat_map(|o| [(o, false), (o, true)]) {
                     rig.poison(y);
-                    all!(rig.join_forward(a, other, relu, y, n));
-                    let out = rig.by_mag(Place::Tensor(y), n, 1);
-                    rig.check(&format!("join_forward relu {relu} other {other:?}"), n, &[out]);
-                }
-                rig.set_normal(y, n, &format!("y {n}"));
-                let mut half = rig.exact.read_tensor(y, n);
-                half.iter_mut().for_each(|v| *v = v.max(0.0)); // a ReLU's output: at zero the gradient is zero
-                rig.set(y, n, &half);
-                rig.set_normal(dy, n, &format!("dy {n}"));
-                for (da, db) in [
-                    (over(da), None),
-                    (add(da), None),
-                    (over(da), Some(over(db))),
-                    (add(da), Some(over(db))),
-                    (over(da), Some(add(db))),
-                    (add(da), Some(add(da))),
-                ] {
-                    rig.poison(da.t);
-                    rig.poison(db.map_or(da.t, |d: Dst| d.t));
-                    for d in [Some(da), db].into_iter().flatten().filter(|d| d.write == add(d.t).write) {
-                        rig.set_normal(d.t, n, &format!("old {n}"));
-                    }
-                    all!(rig.join_backward(y, relu, dy, da, db, n));
-                    let mut outs = vec![rig.by_mag(Place::Tensor(da.t), n, 2)];
-                    outs.extend(db.map(|d| rig.by_mag(Place::Tensor(d.t), n, 2)));
-                    rig.check(&format!("join_backward relu {relu} da {da:?} db {db:?}"), n, &outs);
+                    let what = format!("join_forward {x:?} and {other:?} relu {relu}");
+                    rig.forward(&what, Forward::Join { a: x, b: other, relu, y }, n, 1);
                 }
             }
-        }
-    }
-}
-
-/// Mean over the plane, and back.
-pub fn pool<B: Backend>(make: &dyn Fn(Spec) -> B) {
-    for chw in [[5, 7, 3], [17, 4, 4], [3, 1, 1]] {
-        let mut build = Build::new(33);
-        let [x, dx] = [1, 0].map(|halo| build.tensor(chw, halo));
-        let [y, dy] = [0, 1].map(|halo| build.tensor([chw[0], 1, 1], halo));
-        let mut rig = Rig::new(build, make, format!("CHW {chw:?}"));
-        let pixels = (chw[1] * chw[2]) as usize;
-        for n in COUNTS {
-            rig.set_normal(x, n, &format!("x {n}"));
-            rig.poison(y);
-            all!(rig.pool_forward(x, y, n));
-            let out = rig.by_mag(Place::Tensor(y), n, pixels);
-            rig.check("pool_forward", n, &[out]);
-
-            rig.set_normal(dy, n, &format!("dy {n}"));
-            rig.poison(dx);
-            all!(rig.pool_backward(dy, over(dx), n));
-            let out = rig.by_mag(Place::Tensor(dx), n, 1);
-            rig.check("pool_backward overwrite", n, &[out]);
-            rig.set_normal(dx, n, &format!("dx {n}"));
-            all!(rig.pool_backward(dy, add(dx), n));
-            let out = rig.by_mag(Place::Tensor(dx), n, 2);
-            rig.check("pool_backward accumulate", n, &[out]);
         }
     }
 }
@@ -80,8 +38,7 @@ pub fn pool<B: Backend>(make: &dyn Fn(Spec) -> B) {
 pub fn cross_entropy<B: Backend>(make: &dyn Fn(Spec) -> B) {
     for classes in [2, 3, 10, 100] {
         let mut build = Build::new(33);
-        let z = build.tensor([classes, 1, 1], 0);
-        let dz = build.tensor([classes, 1, 1], 1);
+        let [z, dz] = build.tensors([classes, 1, 1]);
         let mut rig = Rig::new(build, make, format!("{classes} classes"));
         let classes = classes as usize;
         for n in COUNTS {
@@ -101,7 +58,7 @@ pub fn cross_entropy<B: Backend>(make: &dyn Fn(Spec) -> B) {
                 rig.check(
                     &format!("cross_entropy smoothing {smoothing}"),
                     n,
-                    &[Out { place: Place::Tensor(dz), bound: grad }],
+                    &[Out { place: Place::Tensor(dz), want: rig.exact.read_tensor(dz, n), bound: grad }],
                 );
                 let what = format!("cross_entropy smoothing {smoothing}, {classes} classes, n = {n}");
                 compare::<B::Real>(&format!("{what}: loss"), &[got.loss_sum], &[want.loss_sum], &[loss]);

@@ -125,7 +125,8 @@ impl Lab {
     pub fn options(&self, out: &str, threads: usize) -> Options {
         let out = self.path(out);
         std::fs::create_dir_all(&out).unwrap();
-        Options { out, resume: None, device: Device::Cpu, threads, checkpoint_every: None, command_line: vec![] }
+        let (device, command_line) = (Device::Cpu, vec![]);
+        Options { out, resume: None, plan: None, device, threads, checkpoint_every: None, command_line }
     }
 
     /// Options to go on with the run in `out`.
@@ -156,7 +157,7 @@ impl Lab {
     /// Checkpoints and results of `run` are those of the uninterrupted run `whole`, no step is recorded twice on one split,
     /// none that `whole` recorded is missing or different, and no temporary file is left.
     pub fn assert_same_end(&self, run: &str, whole: &str, what: &str) {
-        for file in ["last.safetensors", "best.safetensors"] {
+        for file in ["last.safetensors", "best.safetensors", "plan.json"] {
             let same = self.bytes(&format!("{run}/{file}")) == self.bytes(&format!("{whole}/{file}"));
             assert!(same, "{what}: {file} differs from the uninterrupted run's");
         }

@@ -1,7 +1,7 @@
 //! Residual join, gradient copies, average pooling, and the SGD step: one plane of one block of images a task.
 
 use super::conv::DataGrad;
-use super::epilogue::{Area, finish, stats};
+use super::epilogue::{Area, From, finish, stats};
 use super::layout::{LANES, View, blocks, valid};
 use super::simd::{Isa, V16, entry_points, put};
 use super::source::{Eval, Source, with_grad, with_input};
@@ -23,14 +23,18 @@ fn area(v: &View, nb: usize, ch: usize, n: usize) -> Area {
 pub(super) fn plane_stats(isa: Isa, workers: &Workers, x: View, out: &mut [[f64; 3]], n: usize) {
     let out = Shared::new(out);
     // SAFETY: a task writes its element; `isa` is available.
-    planes(workers, x, n, |nb, ch| unsafe { *out.at(nb * x.channels() + ch) = stats(isa, x, area(&x, nb, ch, n)) });
+    planes(workers, x, n, |nb, ch| unsafe {
+        *out.at(nb * x.channels() + ch) = stats(isa, x, area(&x, nb, ch, n), None)
+    });
 }
 
 /// Completes a plane of a gradient; sums go to `partials[nb * C + ch]`.
 pub(super) unsafe fn complete(isa: Isa, d: &DataGrad, partials: Shared<[[f64; 2]; 2]>, nb: usize, ch: usize, n: usize) {
     if !d.finish.is_empty() {
         // SAFETY: as the caller's.
-        unsafe { *partials.at(nb * d.dx.channels() + ch) = finish(isa, d.finish, d.dx, area(&d.dx, nb, ch, n)) };
+        unsafe {
+            *partials.at(nb * d.dx.channels() + ch) = finish(isa, d.finish, d.dx, area(&d.dx, nb, ch, n), From::There)
+        };
     }
 }
 

@@ -30,20 +30,60 @@ pub(super) fn chan(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
     [count, a[1] + d * (b[0] / count), a[2] + b[2] + d * d * (a[0] * b[0] / count)]
 }
 
-/// (count, mean, M2) of an area.
-pub(super) unsafe fn stats(isa: Isa, x: View, a: Area) -> [f64; 3] {
-    // SAFETY: as the caller's.
-    unsafe { stats_entry(isa, x, a) }
+/// A finished patch in scratch, and where it goes: the area's pixels of channel `ch`, rows `row` floats apart.
+#[derive(Clone, Copy)]
+pub(super) struct Made {
+    pub(super) ptr: *const f32,
+    pub(super) row: usize,
+    /// Whether to write around the caches: the tensor is too large to stay in them.
+    pub(super) around: bool,
 }
 
-entry_points!(stats_entry = area_stats(x: View, a: Area) -> [f64; 3]);
+/// (count, mean, M2) of an area of `x`; with `made`, which is copied there on the way.
+pub(super) unsafe fn stats(isa: Isa, x: View, a: Area, made: Option<Made>) -> [f64; 3] {
+    // SAFETY: as the caller's.
+    unsafe {
+        match made {
+            None => stats_there(isa, x, a, Made { ptr: std::ptr::null(), row: 0, around: false }),
+            Some(made) if made.around => stats_around(isa, x, a, made),
+            Some(made) => stats_copied(isa, x, a, made),
+        }
+    }
+}
+
+entry_points!(stats_there = area_stats_there(x: View, a: Area, made: Made) -> [f64; 3]);
+entry_points!(stats_copied = area_stats_copied(x: View, a: Area, made: Made) -> [f64; 3]);
+entry_points!(stats_around = area_stats_around(x: View, a: Area, made: Made) -> [f64; 3]);
+
+#[inline(always)]
+unsafe fn area_stats_there<V: V16>(x: View, a: Area, made: Made) -> [f64; 3] {
+    // SAFETY: as the caller's.
+    unsafe { area_stats::<V, false, false>(x, a, made) }
+}
+#[inline(always)]
+unsafe fn area_stats_copied<V: V16>(x: View, a: Area, made: Made) -> [f64; 3] {
+    // SAFETY: as the caller's.
+    unsafe { area_stats::<V, true, false>(x, a, made) }
+}
+#[inline(always)]
+unsafe fn area_stats_around<V: V16>(x: View, a: Area, made: Made) -> [f64; 3] {
+    // SAFETY: as the caller's.
+    unsafe { area_stats::<V, true, true>(x, a, made) }
+}
+
+/// Stores a vector, around the caches or not.
+#[inline(always)]
+unsafe fn emit<V: V16, const AROUND: bool>(v: V, p: *mut f32) {
+    // SAFETY: as the caller's; tensors are aligned to 64 bytes.
+    unsafe { if AROUND { v.store_around(p) } else { v.store(p) } }
+}
 
 /// Rows that are summed in f32 before f64 takes over.
 const F32_PIXELS: usize = 256;
 
 /// Sums of distances from the area's first pixel, lane by lane: one pass, and no cancellation beyond the spread itself.
 #[inline(always)]
-unsafe fn area_stats<V: V16>(x: View, a: Area) -> [f64; 3] {
+unsafe fn area_stats<V: V16, const COPY: bool, const AROUND: bool>(x: View, a: Area, made: Made) -> [f64; 3] {
     let mut all = [0.0; 3];
     let step = (F32_PIXELS / a.cols.len().max(1)).max(1);
     // SAFETY: inside the tensor.
@@ -52,20 +92,32 @@ unsafe fn area_stats<V: V16>(x: View, a: Area) -> [f64; 3] {
         for from in a.rows.clone().step_by(step) {
             let rows = from..a.rows.end.min(from + step);
             let count = (rows.len() * a.cols.len()) as f64;
-            let base = V::load(plane.add(from * x.row));
+            let first = if COPY { made.ptr.add((from - a.rows.start) * made.row) } else { plane.add(from * x.row) };
+            let base = V::load(first);
             let (mut s0, mut s1, mut q0, mut q1) = (V::splat(0.0), V::splat(0.0), V::splat(0.0), V::splat(0.0));
             for row in rows {
-                let p = plane.add(row * x.row);
+                let to = plane.add(row * x.row);
+                let p = if COPY { made.ptr.add((row - a.rows.start) * made.row) } else { to };
                 for two in 0..a.cols.len() / 2 {
-                    let d0 = V::load(p.add(2 * two * LANES)).sub(base);
-                    let d1 = V::load(p.add((2 * two + 1) * LANES)).sub(base);
+                    let at = [2 * two * LANES, (2 * two + 1) * LANES];
+                    let v = [V::load(p.add(at[0])), V::load(p.add(at[1]))];
+                    if COPY {
+                        emit::<V, AROUND>(v[0], to.add(at[0]));
+                        emit::<V, AROUND>(v[1], to.add(at[1]));
+                    }
+                    let (d0, d1) = (v[0].sub(base), v[1].sub(base));
                     s0 = s0.add(d0);
                     s1 = s1.add(d1);
                     q0 = d0.fma(d0, q0);
                     q1 = d1.fma(d1, q1);
                 }
                 if a.cols.len() % 2 == 1 {
-                    let d = V::load(p.add((a.cols.len() - 1) * LANES)).sub(base);
+                    let at = (a.cols.len() - 1) * LANES;
+                    let v = V::load(p.add(at));
+                    if COPY {
+                        emit::<V, AROUND>(v, to.add(at));
+                    }
+                    let d = v.sub(base);
                     s0 = s0.add(d);
                     q0 = d.fma(d, q0);
                 }
@@ -113,44 +165,96 @@ impl Finisher<'_> {
     }
 }
 
-/// Masks an area of `g` and returns, for each norm, sum(g) and sum(g * (x - mean)).
-pub(super) unsafe fn finish(isa: Isa, f: Finisher, g: View, a: Area) -> [[f64; 2]; 2] {
-    // SAFETY: as the caller's.
-    unsafe { finish_entry(isa, f, g, a) }
+/// Where the numbers of an area of a gradient come from.
+#[derive(Clone, Copy)]
+pub(super) enum From {
+    /// They are there.
+    There,
+    /// A patch in scratch.
+    Patch(Made),
+    /// The sum of what is there and a patch.
+    Both(Made),
 }
 
-entry_points!(finish_entry = area_finish(f: Finisher, g: View, a: Area) -> [[f64; 2]; 2]);
+/// Masks an area of `g` and returns, for each norm, sum(g) and sum(g * (x - mean)).
+pub(super) unsafe fn finish(isa: Isa, f: Finisher, g: View, a: Area, from: From) -> [[f64; 2]; 2] {
+    // SAFETY: as the caller's.
+    unsafe {
+        match from {
+            From::There => finish_there(isa, f, g, a, Made { ptr: std::ptr::null(), row: 0, around: false }),
+            From::Patch(made) if made.around => finish_around(isa, f, g, a, made),
+            From::Patch(made) => finish_patch(isa, f, g, a, made),
+            From::Both(made) => finish_both(isa, f, g, a, made),
+        }
+    }
+}
+
+entry_points!(finish_there = area_there(f: Finisher, g: View, a: Area, made: Made) -> [[f64; 2]; 2]);
+entry_points!(finish_patch = area_patch(f: Finisher, g: View, a: Area, made: Made) -> [[f64; 2]; 2]);
+entry_points!(finish_around = area_around(f: Finisher, g: View, a: Area, made: Made) -> [[f64; 2]; 2]);
+entry_points!(finish_both = area_both(f: Finisher, g: View, a: Area, made: Made) -> [[f64; 2]; 2]);
+
+// SAFETY of the four: as the caller's.
+#[inline(always)]
+unsafe fn area_there<V: V16>(f: Finisher, g: View, a: Area, made: Made) -> [[f64; 2]; 2] {
+    unsafe { area_finish::<V, THERE>(f, g, a, made) }
+}
+#[inline(always)]
+unsafe fn area_patch<V: V16>(f: Finisher, g: View, a: Area, made: Made) -> [[f64; 2]; 2] {
+    unsafe { area_finish::<V, PATCH>(f, g, a, made) }
+}
+#[inline(always)]
+unsafe fn area_around<V: V16>(f: Finisher, g: View, a: Area, made: Made) -> [[f64; 2]; 2] {
+    unsafe { area_finish::<V, AROUND>(f, g, a, made) }
+}
+#[inline(always)]
+unsafe fn area_both<V: V16>(f: Finisher, g: View, a: Area, made: Made) -> [[f64; 2]; 2] {
+    unsafe { area_finish::<V, BOTH>(f, g, a, made) }
+}
+
+const THERE: u8 = 0;
+const PATCH: u8 = 1;
+const AROUND: u8 = 2;
+const BOTH: u8 = 3;
 
 #[inline(always)]
-unsafe fn area_finish<V: V16>(f: Finisher, g: View, a: Area) -> [[f64; 2]; 2] {
+unsafe fn area_finish<V: V16, const FROM: u8>(f: Finisher, g: View, a: Area, made: Made) -> [[f64; 2]; 2] {
     // SAFETY: as the caller's.
     unsafe {
         match f.reduce {
-            [None, _] => finish_masked::<V, 0>(f, g, a),
-            [_, None] => finish_masked::<V, 1>(f, g, a),
-            _ => finish_masked::<V, 2>(f, g, a),
+            [None, _] => finish_masked::<V, FROM, 0>(f, g, a, made),
+            [_, None] => finish_masked::<V, FROM, 1>(f, g, a, made),
+            _ => finish_masked::<V, FROM, 2>(f, g, a, made),
         }
     }
 }
 
 #[inline(always)]
-unsafe fn finish_masked<V: V16, const R: usize>(f: Finisher, g: View, a: Area) -> [[f64; 2]; 2] {
+unsafe fn finish_masked<V: V16, const FROM: u8, const R: usize>(
+    f: Finisher,
+    g: View,
+    a: Area,
+    made: Made,
+) -> [[f64; 2]; 2] {
     // SAFETY: as the caller's.
     unsafe {
         match f.mask {
-            None => finish_rows::<V, R, false, _>(f, g, a, super::source::eval::plain(), g.plane_at(0, 0)),
+            None => finish_rows::<V, FROM, R, false, _>(f, g, a, made, super::source::eval::plain(), g.plane_at(0, 0)),
             Some(mask) => {
-                with_input!(V, mask, a.nb, a.ch, |eval, t, _x| finish_rows::<V, R, true, _>(f, g, a, eval, t))
+                with_input!(V, mask, a.nb, a.ch, |eval, t, _x| finish_rows::<V, FROM, R, true, _>(
+                    f, g, a, made, eval, t
+                ))
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn finish_rows<V: V16, const R: usize, const MASK: bool, E: Eval<V>>(
+unsafe fn finish_rows<V: V16, const FROM: u8, const R: usize, const MASK: bool, E: Eval<V>>(
     f: Finisher,
     g: View,
     a: Area,
+    made: Made,
     mask: E,
     t: *const f32,
 ) -> [[f64; 2]; 2] {
@@ -173,9 +277,17 @@ unsafe fn finish_rows<V: V16, const R: usize, const MASK: bool, E: Eval<V>>(
             for row in from..a.rows.end.min(from + step) {
                 for col in a.cols.clone() {
                     let i = row * g.row + col * LANES;
-                    let mut v = V::load(plane.add(i));
+                    let near = made.ptr.wrapping_add((row - a.rows.start) * made.row + (col - a.cols.start) * LANES);
+                    let mut v = V::load(if FROM == THERE { plane.add(i) } else { near });
+                    if FROM == BOTH {
+                        v = v.add(V::load(plane.add(i)));
+                    }
                     if MASK {
                         v = v.where_positive(mask.at(t.add(i), t.add(i)));
+                    }
+                    if FROM == AROUND {
+                        v.store_around(plane.add(i));
+                    } else if MASK || FROM != THERE {
                         v.store(plane.add(i));
                     }
                     if R > 0 {

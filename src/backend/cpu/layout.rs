@@ -1,5 +1,5 @@
 //! The arena and the blocked layout `[ceil(n/16)][C][H][W][16]`: 16 images of one pixel side by side, so one weight is one
-//! broadcast and every operation a full vector whatever the mask.
+//! broadcast and every operation a full vector whatever the mask. Channels lie an odd number of pixels apart.
 //!
 //! Lanes of images beyond `n` hold anything: lanes never mix except in reductions, and every reduction masks them.
 
@@ -20,10 +20,36 @@ pub(super) fn valid(n: usize, nb: usize) -> usize {
     (n - nb * LANES).min(LANES)
 }
 
-/// One zeroed anonymous mapping (page-aligned, in huge pages where the system agrees) that holds every tensor.
-pub(super) struct Arena {
+/// Zeroed floats in one anonymous mapping, in huge pages where the system agrees: kernels jump between channels, and with
+/// small pages each jump is a miss of the translation cache.
+pub(super) struct Mapped {
     map: memmap2::MmapMut,
-    base: Shared<f32>,
+    /// The first float.
+    pub(super) base: Shared<f32>,
+}
+
+impl Mapped {
+    pub(super) fn new(floats: usize, what: &str) -> Result<Self> {
+        let failed = |e: &dyn std::fmt::Display| {
+            Error::Failed(format!("cpu backend: no memory for {floats} floats of {what}: {e}; lower batch_size"))
+        };
+        let bytes = floats.checked_mul(4).ok_or_else(|| failed(&"more than can be addressed"))?;
+        let mut map = memmap2::MmapMut::map_anon(bytes.max(1)).map_err(|e| failed(&e))?;
+        #[cfg(target_os = "linux")]
+        let _ = map.advise(memmap2::Advice::HugePage); // a hint; without it only the page size differs
+        let base = Shared::from_ptr(map.as_mut_ptr().cast());
+        Ok(Mapped { map, base })
+    }
+
+    /// Bytes held.
+    pub(super) fn bytes(&self) -> u64 {
+        self.map.len() as u64
+    }
+}
+
+/// The mapping that holds every tensor.
+pub(super) struct Arena {
+    map: Mapped,
     blocks: usize,
 }
 
@@ -34,31 +60,25 @@ impl Arena {
         let too_big =
             || Error::Failed(format!("cpu backend: activations of {batch} images exceed memory; lower batch"));
         // Kernels address inside one block of 16 images with u32.
-        if let Some(t) = spec.tensors.iter().find(|t| u32::try_from(t.plane.len() * LANES).is_err()) {
+        if let Some(t) = spec.tensors.iter().find(|t| u32::try_from(t.plane.room() * LANES).is_err()) {
             return Err(Error::Failed(format!(
                 "cpu backend: a plane of {:?} is too large; shrink the images",
                 t.plane
             )));
         }
-        let bytes = spec.arena.checked_mul(blocks(batch)).and_then(|v| v.checked_mul(LANES * 4)).ok_or_else(too_big)?;
-        let mut map = memmap2::MmapMut::map_anon(bytes.max(1)).map_err(|e| {
-            Error::Failed(format!("cpu backend: no {bytes} bytes for activations of {batch} images: {e}; lower batch"))
-        })?;
-        #[cfg(target_os = "linux")]
-        let _ = map.advise(memmap2::Advice::HugePage); // a hint; without it only the page size differs
-        let base = Shared::from_ptr(map.as_mut_ptr().cast());
-        Ok(Arena { map, base, blocks: blocks(batch) })
+        let floats = spec.arena.checked_mul(blocks(batch) * LANES).ok_or_else(too_big)?;
+        Ok(Arena { map: Mapped::new(floats, "activations")?, blocks: blocks(batch) })
     }
 
     /// Bytes held.
     pub(super) fn bytes(&self) -> u64 {
-        self.map.len() as u64
+        self.map.bytes()
     }
 
     /// The tensor's place. Views of one arena may be used by several tasks as [`View`] says.
     pub(super) fn view(&self, t: &TensorSpec) -> View {
         // SAFETY: the spec was checked: every tensor lies inside the arena.
-        View::new(unsafe { self.base.at(t.at * self.blocks * LANES) }, t.plane)
+        View::new(unsafe { self.map.base.at(t.at * self.blocks * LANES) }, t.plane)
     }
 }
 
@@ -82,7 +102,7 @@ unsafe impl Sync for View {}
 impl View {
     fn new(base: *mut f32, plane: Plane) -> Self {
         let row = plane.w as usize * LANES;
-        let chan = row * plane.h as usize;
+        let chan = (plane.w as usize * plane.h as usize | 1) * LANES;
         View { base, plane, row, chan, block: chan * plane.c as usize }
     }
 

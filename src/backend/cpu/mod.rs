@@ -1,19 +1,19 @@
 //! The CPU backend: f32, blocks of 16 images side by side, sparse kernels for any mask.
 //!
-//! `conv.rs` cuts planes into patches, fills them (`source.rs`), runs the kernels (`gather.rs`, `dots.rs`) over the entry
-//! lists of `structure.rs`, and works on what they made while it is near (`epilogue.rs`); `norm.rs`, `elementwise.rs`,
+//! `conv.rs` cuts planes into patches, fills them (`source.rs`), runs the kernels (`kernels/`) over the
+//! structure (`structure.rs`), and works on what they made while it is near (`epilogue.rs`); `norm.rs`, `elementwise.rs`,
 //! `maxpool.rs` and `loss.rs` are the rest of a step; `layout.rs`, `simd.rs` and `workers.rs` are the ground.
 //! All buffers are planned at construction. Every result is the same bytes for any number of threads.
 
 mod conv;
-mod dots;
 mod elementwise;
 mod epilogue;
-mod gather;
+mod kernels;
 mod layout;
 mod loss;
 mod maxpool;
 mod norm;
+mod packed;
 pub mod plan;
 pub(crate) mod probe;
 mod simd;
@@ -74,7 +74,7 @@ impl CpuBackend {
         let workers = Workers::new(threads)?;
         let how = plan.map(|p| p.for_spec(&spec)).transpose()?;
         let layer = |i: usize| how.as_ref().map(|h| h[i]);
-        let convs = spec.convs.iter().enumerate().map(|(i, c)| ConvPlan::new(&spec, c, layer(i)));
+        let convs = spec.convs.iter().enumerate().map(|(i, c)| ConvPlan::new(isa, &spec, c, layer(i)));
         let convs = convs.collect::<Result<Vec<_>>>()?;
         let widest = spec.tensors.iter().map(|t| t.plane.c as usize).max().unwrap_or(0);
         Ok(CpuBackend {
@@ -85,7 +85,7 @@ impl CpuBackend {
             momentum: vec![0.0; spec.stored()],
             running: vec![0.0; spec.running()],
             norms: spec.norms.iter().map(|n| Coefs::new(n.c as usize)).collect(),
-            scratch: Scratch::new(&convs, widest, spec.batch, workers.threads()),
+            scratch: Scratch::new(&convs, widest, spec.batch, workers.threads())?,
             convs,
             images: vec![(0.0, false); spec.batch],
             workers,
@@ -189,7 +189,7 @@ fn check(spec: &Spec) -> Result<()> {
         return fault("batch 0; wanted at least 1".into());
     }
     for (i, t) in spec.tensors.iter().enumerate() {
-        if t.at + t.plane.len() > spec.arena {
+        if t.at + t.plane.room() > spec.arena {
             return fault(format!("tensor {i} {:?} lies at {}, beyond the arena of {}", t.plane, t.at, spec.arena));
         }
     }
@@ -235,7 +235,7 @@ impl Backend for CpuBackend {
             indices: self.convs.iter().map(ConvPlan::index_bytes).sum(),
             gradients: f32s(&self.grads),
             momentum: f32s(&self.momentum),
-            operand_copies: self.convs.iter().map(|c| f32s(&c.values_t)).sum(),
+            operand_copies: self.convs.iter().map(|c| f32s(&c.values_t) + c.packed.bytes()[0]).sum(),
             activations: self.arena.bytes() + coefs + f32s(&self.running) + images + self.scratch.bytes(),
         }
     }
@@ -286,6 +286,7 @@ impl Backend for CpuBackend {
         let y = self.view(y);
         let x = self.arena.input(&self.spec, &self.norms, x);
         let plan = &mut self.convs[conv.0 as usize];
+        plan.refresh(&self.workers, &self.values);
         let ctx = Ctx { isa: self.isa, workers: &self.workers, scratch: &mut self.scratch, n };
         conv::forward(ctx, plan, &self.values, x, y, stats.is_some());
         if let Some(norm) = stats {
@@ -298,9 +299,7 @@ impl Backend for CpuBackend {
         self.check_n(n);
         let plan = &mut self.convs[conv.0 as usize];
         let items = blocks(n) * plan.items();
-        if dx.is_some() {
-            plan.refresh(&self.workers, &self.values);
-        }
+        plan.refresh(&self.workers, &self.values);
         let x = self.arena.input(&self.spec, &self.norms, x);
         let dy = self.arena.grad(&self.spec, &self.norms, dy);
         let data = dx.map(|d| self.arena.data_grad(&self.spec, &self.norms, d));

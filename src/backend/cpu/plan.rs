@@ -6,10 +6,12 @@
 //! own. Channel blocks and the tile of `forward` and `data` change no bit of a result (sums keep their order); the
 //! patches and the weight gradient's tile do, in rounding.
 
+use super::simd::{Isa, V16, entry_points};
 use crate::backend::Spec;
 use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 
 /// A kernel for one pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +21,15 @@ pub enum Kernel {
     Sparse,
     /// All weights, zeros included, in register blocks of outputs and pixels.
     Dense,
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Kernel::Sparse => "sparse",
+            Kernel::Dense => "dense",
+        })
+    }
 }
 
 /// How one convolution runs.
@@ -40,6 +51,15 @@ pub struct LayerPlan {
     pub tile: usize,
 }
 
+impl fmt::Display for LayerPlan {
+    /// One line: "sparse, sparse, dense; cut 2x1, channels 16 and 32, tile 7".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let LayerPlan { forward, data, weight, cut, channels, tile } = self;
+        let (rows, columns, input, output) = (cut[0], cut[1], channels[0], channels[1]);
+        write!(f, "{forward}, {data}, {weight}; cut {rows}x{columns}, channels {input} and {output}, tile {tile}")
+    }
+}
+
 /// A layer of a plan file: what it is for, and how it runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -54,12 +74,40 @@ pub struct PlannedLayer {
     pub plan: LayerPlan,
 }
 
+impl PlannedLayer {
+    /// The geometry by name.
+    pub fn geom(&self) -> ConvGeom {
+        let [c, h, w, k, r, s, stride, pad] = self.geometry;
+        ConvGeom { c, h, w, k, r, s, stride, pad }
+    }
+}
+
+/// What a plan was measured on, for people: no engine reads it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tuned {
+    /// Processor.
+    pub machine: String,
+    /// Instruction set, as [`Isa::name`] has it.
+    pub isa: String,
+    /// Worker threads.
+    pub threads: usize,
+    /// Images a step.
+    pub batch: usize,
+}
+
+/// Version of the format of plans.
+pub const PLAN_VERSION: u32 = 1;
+
 /// A plan for a network: one layer a convolution, in order.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Plan {
-    /// Version of the format: 1.
+    /// [`PLAN_VERSION`].
     pub version: u32,
+    /// What it was measured on, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tuned: Option<Tuned>,
     /// Layers in the order of [`Spec::convs`].
     pub layers: Vec<PlannedLayer>,
 }
@@ -82,6 +130,9 @@ struct Costs {
 
 const COSTS: Costs = Costs { sparse: [1.4, 1.4, 1.6], segment: 3.0 };
 
+/// Passes of a convolution, in the order of [`LayerPlan::kernels`].
+pub const PASSES: [&str; 3] = ["forward", "data gradient", "weight gradient"];
+
 impl LayerPlan {
     /// The default for a layer with `stored` weights.
     pub fn default_for(g: &ConvGeom, stored: usize) -> Self {
@@ -90,32 +141,65 @@ impl LayerPlan {
         let input = channel_block(c, g.r as usize * wide(TILE), stored / k);
         let taps = |kernel: u32| (kernel as usize).div_ceil(st);
         let output = channel_block(k, taps(g.r) * (TILE - 1 + taps(g.s)), stored / (c * st * st));
-        let kernel = |pass: usize, segments: usize| {
-            let sparse = COSTS.sparse[pass] * stored as f64 + COSTS.segment * segments as f64;
+        let channels = [input, output];
+        let [forward, data, weight] = [0, 1, 2].map(|pass| {
+            let sparse = COSTS.sparse[pass] * stored as f64 + COSTS.segment * segments(g, channels, pass);
             if sparse < g.weights() as f64 { Kernel::Sparse } else { Kernel::Dense }
-        };
-        let (inputs, outputs) = (k * c.div_ceil(input), c * st * st * k.div_ceil(output));
-        LayerPlan {
-            forward: kernel(0, inputs),
-            data: kernel(1, outputs),
-            weight: kernel(2, inputs),
-            cut: default_cut(g),
-            channels: [input, output],
-            tile: TILE,
-        }
+        });
+        LayerPlan { forward, data, weight, cut: default_cut(g), channels, tile: TILE }
+    }
+
+    /// Kernels of forward, data gradient and weight gradient.
+    pub fn kernels(&self) -> [Kernel; 3] {
+        [self.forward, self.data, self.weight]
+    }
+
+    /// Rows and columns of output pixels of the largest patch.
+    pub fn patch(&self, g: &ConvGeom) -> [usize; 2] {
+        [(g.p() as usize).div_ceil(self.cut[0]), (g.q() as usize).div_ceil(self.cut[1])]
+    }
+
+    /// What the sparse kernel of a pass (0 to 2, see [`PASSES`]) would have to cost a stored weight, as [`LayerPlan::default_for`]
+    /// counts it, for the two kernels to be even at `stored` weights: how a measured crossover becomes a line of the cost
+    /// table.
+    pub fn even_cost(g: &ConvGeom, stored: usize, pass: usize) -> f64 {
+        let channels = Self::default_for(g, stored).channels;
+        (g.weights() as f64 - COSTS.segment * segments(g, channels, pass)) / stored as f64
     }
 
     /// Whether the layer can run so: what is wrong.
     fn fault(&self, g: &ConvGeom) -> Option<String> {
-        let bad = |what: &str, got: usize, most: usize| {
-            (got == 0 || got > most).then(|| format!("{what}: wanted 1 to {most}, got {got}"))
+        let bad = |what: &str, got: usize, most: u32| {
+            (got == 0 || got > most as usize).then(|| format!("{what}: wanted 1 to {most}, got {got}"))
         };
-        bad("cut[0]", self.cut[0], g.p() as usize)
-            .or(bad("cut[1]", self.cut[1], g.q() as usize))
-            .or(bad("channels[0]", self.channels[0], g.c as usize))
-            .or(bad("channels[1]", self.channels[1], g.k as usize))
+        bad("cut[0], parts of the rows", self.cut[0], g.p())
+            .or(bad("cut[1], parts of the columns", self.cut[1], g.q()))
+            .or(bad("channels[0], input channels a block", self.channels[0], g.c))
+            .or(bad("channels[1], output channels a block", self.channels[1], g.k))
             .or(bad("tile", self.tile, 14))
     }
+}
+
+/// Segments that the sparse kernel of a pass walks for a tile.
+fn segments(g: &ConvGeom, channels: [usize; 2], pass: usize) -> f64 {
+    let (c, k, st) = (g.c as usize, g.k as usize, g.stride as usize);
+    let count = if pass == 1 { c * st * st * k.div_ceil(channels[1]) } else { k * c.div_ceil(channels[0]) };
+    count as f64
+}
+
+/// Pixels of a register tile of the sparse kernels that `isa`, which this machine has, holds at most: a plan's `tile` above
+/// it is as good as this.
+pub fn widest_tile(isa: Isa) -> usize {
+    assert!(isa.available(), "no {} here", isa.name());
+    // SAFETY: just checked.
+    unsafe { widest(isa) }
+}
+
+entry_points!(widest = tile_of() -> usize);
+
+#[inline(always)]
+unsafe fn tile_of<V: V16>() -> usize {
+    V::TILE
 }
 
 /// Geometry as a plan file writes it.
@@ -126,12 +210,16 @@ fn numbers(g: &ConvGeom) -> [u32; 8] {
 impl Plan {
     /// The default plan of a network; `names` in the order of [`Spec::convs`].
     pub fn default_for<'a>(spec: &Spec, names: impl IntoIterator<Item = &'a str>) -> Self {
-        let layers = spec.convs.iter().zip(names).map(|(c, name)| {
-            let weights = spec.params[c.weight.0 as usize].range.len();
-            let plan = LayerPlan::default_for(&c.geom, weights);
-            PlannedLayer { layer: name.into(), geometry: numbers(&c.geom), weights, plan }
+        Plan::of(names.into_iter().zip(layers(spec)).map(|(name, (geom, weights))| (name, geom, weights)))
+    }
+
+    /// The default plan of layers, each a name, a geometry and the number of stored weights.
+    pub fn of<'a>(layers: impl IntoIterator<Item = (&'a str, ConvGeom, usize)>) -> Self {
+        let layers = layers.into_iter().map(|(name, g, weights)| {
+            let plan = LayerPlan::default_for(&g, weights);
+            PlannedLayer { layer: name.into(), geometry: numbers(&g), weights, plan }
         });
-        Plan { version: 1, layers: layers.collect() }
+        Plan { version: PLAN_VERSION, tuned: None, layers: layers.collect() }
     }
 
     /// The layers' plans, if they are for this network.
@@ -139,32 +227,54 @@ impl Plan {
     /// # Errors
     /// Names the first layer that does not fit, and how.
     pub fn for_spec(&self, spec: &Spec) -> Result<Vec<LayerPlan>> {
-        let fail = |what: String| Err(Error::Failed(format!("plan: {what}; make one for this network with tune")));
-        if self.version != 1 || self.layers.len() != spec.convs.len() {
-            let got = (self.version, self.layers.len());
-            return fail(format!(
-                "wanted version 1 with {} layers, got version {} with {}",
-                spec.convs.len(),
-                got.0,
-                got.1
-            ));
-        }
-        for (l, c) in self.layers.iter().zip(&spec.convs) {
-            let weights = spec.params[c.weight.0 as usize].range.len();
-            if l.geometry != numbers(&c.geom) || l.weights != weights {
-                let want = numbers(&c.geom);
-                let got = (&l.geometry, l.weights);
-                return fail(format!(
-                    "layer {}: wanted {want:?} with {weights} weights, got {:?} with {}",
-                    l.layer, got.0, got.1
-                ));
-            }
-            if let Some(fault) = l.plan.fault(&c.geom) {
-                return fail(format!("layer {}: {fault}", l.layer));
-            }
-        }
+        self.check_spec(spec).map_err(|what| Error::Failed(format!("plan: {what}")))?;
         Ok(self.layers.iter().map(|l| l.plan).collect())
     }
+
+    /// [`Plan::check`] against a network's convolutions.
+    pub fn check_spec(&self, spec: &Spec) -> std::result::Result<(), String> {
+        self.check(layers(spec))
+    }
+
+    /// Whether it is one for these layers, each a geometry and the number of stored weights: what is wrong, in one line.
+    pub fn check(&self, layers: impl IntoIterator<Item = (ConvGeom, usize)>) -> std::result::Result<(), String> {
+        const ADVICE: &str = "make one for this network with sparse-engine tune, or leave --plan out";
+        if self.version != PLAN_VERSION {
+            return Err(format!("version {}, this engine reads {PLAN_VERSION}", self.version));
+        }
+        let wanted: Vec<_> = layers.into_iter().collect();
+        if self.layers.len() != wanted.len() {
+            let got = self.layers.len();
+            return Err(format!("wanted {} layers, got {got}: a plan for another network; {ADVICE}", wanted.len()));
+        }
+        for (i, (l, (g, weights))) in self.layers.iter().zip(wanted).enumerate() {
+            let name = format!("layer {} {:?}", i + 1, l.layer);
+            let want = numbers(&g);
+            if l.geometry != want {
+                let got = l.geometry;
+                return Err(format!("{name}: wanted geometry {want:?}, got {got:?}: another network; {ADVICE}"));
+            }
+            if l.weights != weights {
+                let got = l.weights;
+                return Err(format!("{name}: wanted {weights} weights, got {got}: another sparsity; {ADVICE}"));
+            }
+            if let Some(fault) = l.plan.fault(&g) {
+                return Err(format!("{name}: {fault}; correct it, or {ADVICE}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// The layers that run otherwise in `other`, a plan for the same network: name, plan here, plan there.
+    pub fn differences<'a>(&'a self, other: &'a Plan) -> impl Iterator<Item = (&'a str, LayerPlan, LayerPlan)> {
+        let pairs = self.layers.iter().zip(&other.layers);
+        pairs.filter(|(a, b)| a.plan != b.plan).map(|(a, b)| (a.layer.as_str(), a.plan, b.plan))
+    }
+}
+
+/// Geometry and stored weights of each convolution.
+fn layers(spec: &Spec) -> impl Iterator<Item = (ConvGeom, usize)> {
+    spec.convs.iter().map(|c| (c.geom, spec.params[c.weight.0 as usize].range.len()))
 }
 
 /// Input channels a block: as many as stay in L1 while a tile reads `pixels` pixels of each, more where segments would

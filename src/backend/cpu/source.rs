@@ -57,6 +57,8 @@ pub(super) struct Window {
 
 /// A pixel's computation with a channel's coefficients, monomorphic so that loops hold nothing else.
 pub(super) trait Eval<V: V16>: Copy {
+    /// Whether there is a second tensor.
+    const TWO: bool = false;
     /// The value from the pixels at `t` and, if there is a second tensor, `x`.
     unsafe fn at(self, t: *const f32, x: *const f32) -> V;
 }
@@ -98,6 +100,7 @@ impl<V: V16> Eval<V> for ScaledRectified<V> {
     }
 }
 impl<V: V16> Eval<V> for Back<V> {
+    const TWO: bool = true;
     #[inline(always)]
     unsafe fn at(self, t: *const f32, x: *const f32) -> V {
         unsafe { V::load(t).fma(self.0, V::load(x).fma(self.1, self.2)) }
@@ -231,6 +234,9 @@ unsafe fn fill_patch<V: V16>(
     }
 }
 
+/// How far ahead, to cover the latency of memory.
+const AHEAD_PIXELS: usize = 64;
+
 #[inline(always)]
 unsafe fn fill_channel<V: V16, E: Eval<V>>(
     eval: E,
@@ -244,6 +250,8 @@ unsafe fn fill_channel<V: V16, E: Eval<V>>(
     let (h, width) = (view.rows() as isize, view.cols() as isize);
     let left = (-w.col).clamp(0, w.cols as isize) as usize;
     let inside = (width - w.col).clamp(left as isize, w.cols as isize) as usize;
+    // Rows are too short for the hardware to see them coming: the same place some channels ahead is asked for.
+    let ahead = AHEAD_PIXELS.div_ceil((w.rows * w.cols).max(1)) * view.chan;
     // SAFETY: inside the tensors and the patch.
     unsafe {
         let zero = V::splat(0.0);
@@ -261,7 +269,12 @@ unsafe fn fill_channel<V: V16, E: Eval<V>>(
             }
             let from = y as usize * view.row + (w.col + left as isize).max(0) as usize * LANES;
             for j in 0..inside - left {
-                eval.at(t.add(from + j * LANES), x.add(from + j * LANES)).store(to.add((left + j) * LANES));
+                let at = from + j * LANES;
+                V::prefetch(t.wrapping_add(at + ahead));
+                if E::TWO {
+                    V::prefetch(x.wrapping_add(at + ahead));
+                }
+                eval.at(t.add(at), x.add(at)).store(to.add((left + j) * LANES));
             }
             for j in inside..w.cols {
                 zero.store(to.add(j * LANES));

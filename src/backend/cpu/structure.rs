@@ -5,7 +5,9 @@
 //! same kernel over the transposed structure, with a gathered copy of the values.
 
 use super::layout::LANES;
-use super::plan::LayerPlan;
+use super::packed::Packed;
+use super::plan::{Kernel, LayerPlan};
+use super::simd::Isa;
 use super::source::Window;
 use super::workers::{Shared, Workers};
 use crate::backend::{ConvSpec, Spec};
@@ -13,6 +15,9 @@ use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
 use std::ops::Range;
 use std::sync::Arc;
+
+/// Entries up to which one task computes both gradients of a patch, its sums in L2 beside the patches (256 KB).
+pub(super) const SHARED_ENTRIES: usize = 8192;
 
 /// Distances of channels and rows in floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -69,9 +74,11 @@ pub(super) struct ConvPlan {
     /// The bias' part of the flat stores.
     pub(super) bias: Option<Range<usize>>,
     kept: Option<Arc<[u32]>>,
-    /// For forward (outputs K) and weight gradient.
+    /// First stored weight of each output channel, and the end.
+    outs: Vec<u32>,
+    /// For forward (outputs K) and weight gradient; empty if neither runs sparse.
     pub(super) forward: Lists,
-    /// For the data gradient; outputs are `class * C + c`.
+    /// For the data gradient; outputs are `class * C + c`. Empty if it runs dense.
     pub(super) transposed: Lists,
     /// Pixel classes of the data gradient, stride * stride of them.
     pub(super) classes: Vec<Class>,
@@ -79,18 +86,23 @@ pub(super) struct ConvPlan {
     perm: Vec<u32>,
     /// Values in transposed order, as of the last refresh.
     pub(super) values_t: Vec<f32>,
-    /// Whether `values_t` is older than the values.
+    /// For the passes that run dense.
+    pub(super) packed: Packed,
+    /// Whether the copies are older than the values.
     pub(super) stale: bool,
     /// How it runs; input and output planes are cut alike.
     pub(super) how: LayerPlan,
     /// Strides of the largest input patch (with its halo) and of the largest patch of the output's gradient.
     pub(super) x_patch: Strides,
     pub(super) dy_patch: Strides,
+    /// Strides of what a task makes: a patch of the output, or of the input's gradient.
+    pub(super) y_made: Strides,
+    pub(super) dx_made: Strides,
 }
 
 impl ConvPlan {
     /// Builds the structure as `how` says, or by default.
-    pub(super) fn new(spec: &Spec, conv: &ConvSpec, how: Option<LayerPlan>) -> Result<Self> {
+    pub(super) fn new(isa: Isa, spec: &Spec, conv: &ConvSpec, how: Option<LayerPlan>) -> Result<Self> {
         let g = conv.geom;
         let fault = |what: &str| Error::Failed(format!("cpu backend: convolution {g:?}: {what}"));
         if g.stride == 0 || g.h + 2 * g.pad < g.r || g.w + 2 * g.pad < g.s || g.weights() == 0 {
@@ -116,7 +128,8 @@ impl ConvPlan {
                 Some(b.range.clone())
             }
         };
-        let lists = || Lists { blocks: 1, starts: vec![], offs: vec![0; entries], strides: Strides::default() };
+        let how = how.unwrap_or_else(|| LayerPlan::default_for(&g, entries));
+        let lists = || Lists { blocks: 1, starts: vec![], offs: vec![], strides: Strides::default() };
         let st = g.stride as usize;
         let mut plan = ConvPlan {
             geom: g,
@@ -126,30 +139,55 @@ impl ConvPlan {
             forward: lists(),
             transposed: lists(),
             classes: (0..st * st).map(|i| Class { at: [i / st, i % st] }).collect(),
-            perm: vec![0; entries],
-            values_t: vec![0.0; entries],
+            outs: vec![0; g.k as usize + 1],
+            perm: vec![],
+            values_t: vec![],
+            packed: Packed::new(&g, &how, weight.kept.is_some()),
             stale: true,
-            how: how.unwrap_or_else(|| LayerPlan::default_for(&g, entries)),
+            how,
             x_patch: Strides::default(),
             dy_patch: Strides::default(),
+            y_made: Strides::default(),
+            dx_made: Strides::default(),
         };
+        for e in 0..entries {
+            let k = plan.position(e)[0];
+            plan.outs[k + 1] += 1;
+        }
+        accumulate(&mut plan.outs);
         plan.size_patches();
-        plan.build_forward(entries);
-        plan.build_transposed(entries);
+        if plan.how.forward == Kernel::Sparse || plan.how.weight == Kernel::Sparse {
+            plan.build_forward();
+        }
+        if plan.how.data == Kernel::Sparse {
+            plan.build_transposed();
+        }
+        plan.read_input(isa, plan.x_patch);
+        plan.read_gradient(isa, plan.dy_patch);
         Ok(plan)
     }
 
     /// Stored weights.
     pub(super) fn entries(&self) -> usize {
-        self.perm.len()
+        self.outs[self.geom.k as usize] as usize
+    }
+
+    /// Stored weights of some output channels.
+    pub(super) fn entries_of(&self, outs: &Range<usize>) -> Range<usize> {
+        self.outs[outs.start] as usize..self.outs[outs.end] as usize
+    }
+
+    /// Kept positions; none: all.
+    pub(super) fn kept(&self) -> Option<&[u32]> {
+        self.kept.as_deref()
     }
 
     /// Bytes of every index array.
     pub(super) fn index_bytes(&self) -> u64 {
         let words = |l: &Lists| l.starts.len() + l.offs.len();
         let kept = self.kept.as_ref().map_or(0, |k| k.len());
-        4 * (words(&self.forward) + words(&self.transposed) + self.perm.len() + kept) as u64
-            + size_of_val(self.classes.as_slice()) as u64
+        let words = words(&self.forward) + words(&self.transposed) + self.outs.len() + self.perm.len() + kept;
+        4 * words as u64 + size_of_val(self.classes.as_slice()) as u64 + self.packed.bytes()[1]
     }
 
     /// Position of entry `e` as k, c, r, s.
@@ -160,8 +198,9 @@ impl ConvPlan {
         [p / (s * r * c), p / (s * r) % c, p / s % r, p % s]
     }
 
-    fn build_forward(&mut self, entries: usize) {
-        let g = self.geom;
+    fn build_forward(&mut self) {
+        let (g, entries) = (self.geom, self.entries());
+        self.forward.offs = vec![0; entries];
         let per = self.how.channels[0];
         self.forward.blocks = (g.c as usize).div_ceil(per);
         let mut starts = vec![0u32; g.k as usize * self.forward.blocks + 1];
@@ -171,11 +210,13 @@ impl ConvPlan {
         }
         accumulate(&mut starts);
         self.forward.starts = starts;
-        self.read_input(self.x_patch);
     }
 
-    fn build_transposed(&mut self, entries: usize) {
-        let g = self.geom;
+    fn build_transposed(&mut self) {
+        let (g, entries) = (self.geom, self.entries());
+        self.transposed.offs = vec![0; entries];
+        self.perm = vec![0; entries];
+        self.values_t = vec![0.0; entries];
         let outs = self.classes.len() * g.c as usize;
         let per = self.how.channels[1];
         let blocks = (g.k as usize).div_ceil(per);
@@ -196,22 +237,24 @@ impl ConvPlan {
         }
         self.transposed.blocks = blocks;
         self.transposed.starts = starts;
-        self.read_gradient(self.dy_patch);
     }
 
-    /// Makes forward offsets those of an input with these strides; allocates nothing.
-    pub(super) fn read_input(&mut self, at: Strides) {
+    /// Makes forward offsets those of an input with these strides.
+    pub(super) fn read_input(&mut self, isa: Isa, at: Strides) {
         if self.forward.strides != at {
-            for e in 0..self.entries() {
+            for e in 0..self.forward.offs.len() {
                 let [_, c, r, s] = self.position(e);
                 self.forward.offs[e] = (c * at.chan + r * at.row + s * LANES) as u32;
+            }
+            if self.how.forward == Kernel::Dense || self.how.weight == Kernel::Dense {
+                self.packed.read_input(isa, at);
             }
             self.forward.strides = at;
         }
     }
 
-    /// Makes transposed offsets those of an output gradient with these strides; allocates nothing.
-    pub(super) fn read_gradient(&mut self, at: Strides) {
+    /// Makes transposed offsets those of an output gradient with these strides.
+    pub(super) fn read_gradient(&mut self, isa: Isa, at: Strides) {
         if self.transposed.strides == at {
             return;
         }
@@ -222,9 +265,12 @@ impl ConvPlan {
             let a = parity(r, g.pad, g.stride) as isize;
             ((a + g.pad as isize - r as isize) / g.stride as isize + low) as usize
         };
-        for t in 0..self.entries() {
+        for t in 0..self.perm.len() {
             let [k, _, r, s] = self.position(self.perm[t] as usize);
             self.transposed.offs[t] = (k * at.chan + tap(r) * at.row + tap(s) * LANES) as u32;
+        }
+        if self.how.data == Kernel::Dense {
+            self.packed.read_gradient(isa, at, low);
         }
         self.transposed.strides = at;
     }
@@ -242,9 +288,16 @@ impl ConvPlan {
             let sizes = items.clone().map(|i| windows(i)).map(|w| (w.rows, w.cols));
             sizes.fold((0, 0), |m, s| (m.0.max(s.0), m.1.max(s.1)))
         };
-        let (rows, cols) = most(&|i| self.input_window(&self.output_rect(i)));
+        let whole = |r: Rect| Window { row: 0, col: 0, rows: r.rows.len(), cols: r.cols.len() };
+        let (rows, cols) = most(&|i| whole(self.output_rect(i)));
+        self.y_made = Strides::patch(rows, cols);
+        let (rows, cols) = most(&|i| whole(self.input_rect(i)));
+        self.dx_made = Strides::patch(rows, cols);
+        let whole = self.is_shared().then(|| self.whole());
+        let (rows, cols) = most(&|i| whole.map_or(self.input_window(&self.output_rect(i)), |w| w.0));
         self.x_patch = Strides::patch(rows, cols);
-        let (rows, cols) = most(&|i| self.gradient_window(&self.output_rect(i), &self.input_rect(i)));
+        let parts = |i| self.gradient_window(&self.output_rect(i), &self.input_rect(i));
+        let (rows, cols) = most(&|i| whole.map_or(parts(i), |w| w.1));
         self.dy_patch = Strides::patch(rows, cols);
     }
 
@@ -298,19 +351,35 @@ impl ConvPlan {
         Window { row, col, rows, cols }
     }
 
-    /// Floats of the largest patches.
-    pub(super) fn patch_floats(&self) -> [usize; 2] {
-        let size = |s: Strides, channels: u32| s.chan * channels as usize;
-        [size(self.x_patch, self.geom.c), size(self.dy_patch, self.geom.k)]
+    /// What all outputs read, and what all gradients read.
+    pub(super) fn whole(&self) -> (Window, Window) {
+        let g = &self.geom;
+        let out = Rect { rows: 0..g.p() as usize, cols: 0..g.q() as usize };
+        let input = Rect { rows: 0..g.h as usize, cols: 0..g.w as usize };
+        (self.input_window(&out), self.gradient_window(&out, &input))
     }
 
-    /// Gathers the transposed values if they changed.
+    /// Whether all tasks of a block of images share patches of whole planes, filled beforehand: a layer of so many weights
+    /// is cut by outputs too, and would fill each patch many times.
+    pub(super) fn is_shared(&self) -> bool {
+        self.entries() > SHARED_ENTRIES
+    }
+
+    /// Floats of the largest patches.
+    pub(super) fn patch_floats(&self) -> [usize; 3] {
+        let size = |s: Strides, channels: u32| s.chan * channels as usize;
+        let (c, k) = (self.geom.c, self.geom.k);
+        [size(self.x_patch, c), size(self.dy_patch, k), size(self.y_made, k).max(size(self.dx_made, c))]
+    }
+
+    /// Renews the copies of the values if they changed.
     pub(super) fn refresh(&mut self, workers: &Workers, values: &[f32]) {
         if !std::mem::take(&mut self.stale) {
             return;
         }
         const CHUNK: usize = 1 << 14;
-        let (n, values, perm) = (self.entries(), &values[self.weight.clone()], &self.perm);
+        let (n, values, perm) = (self.perm.len(), &values[self.weight.clone()], &self.perm);
+        self.packed.refresh(workers, values, self.kept.as_deref());
         let out = Shared::new(&mut self.values_t);
         workers.run(n.div_ceil(CHUNK), n, |_, task| {
             let at = task * CHUNK;

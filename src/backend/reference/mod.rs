@@ -46,7 +46,7 @@ impl RefBackend {
         }
         for (i, t) in spec.tensors.iter().enumerate() {
             assert!(!t.plane.is_empty(), "tensor {i} is empty: {:?}", t.plane);
-            assert!(t.at + t.plane.len() <= spec.arena, "tensor {i} ends beyond the arena of {}", spec.arena);
+            assert!(t.at + t.plane.room() <= spec.arena, "tensor {i} ends beyond the arena of {}", spec.arena);
         }
         RefBackend {
             arena: vec![f64::NAN; spec.batch * spec.arena],
@@ -67,7 +67,7 @@ impl RefBackend {
     /// Numbers an image that `t` owns in the arena.
     fn place(&self, t: TensorId) -> Range<usize> {
         let t = self.spec.tensors[t.0 as usize];
-        t.at..t.at + t.plane.len()
+        t.at..t.at + t.plane.room()
     }
 
     fn overlap(&self, a: TensorId, b: TensorId) -> bool {

@@ -1,0 +1,120 @@
+//! A network and its densities by options, without a configuration.
+
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::models;
+use crate::sparsity::{Density, Draw, Mask, Method, draw_masks};
+
+/// Which network, for which images, how sparse.
+#[derive(Clone, Debug, clap::Args)]
+pub struct NetworkArgs {
+    /// Network: resnetN (N = 6D+2) or vgg11 to vgg19 for small images; resnet18, 34, 50, 101, 152, wrn50-2 or wrn101-2
+    #[arg(long, default_value = "resnet20")]
+    pub model: String,
+    /// Channels of the first segment of a resnetN for small images (the paper's ResNet-A-B: B) [default: 16]
+    #[arg(long)]
+    pub width: Option<usize>,
+    /// Number of classes [default: 10 for small images, else 1000]
+    #[arg(long)]
+    pub classes: Option<usize>,
+    /// Channels of an input image [default: 3]
+    #[arg(long)]
+    pub channels: Option<usize>,
+    /// Rows and columns of an input image [default: 32 for small images, else 224]
+    #[arg(long)]
+    pub image_size: Option<usize>,
+    /// How layers share the density: dense, uniform or erk
+    #[arg(long, default_value = "erk")]
+    pub method: String,
+    /// Share of the maskable weights that is pruned, in [0, 1); this or --density
+    #[arg(long, allow_hyphen_values = true)]
+    pub sparsity: Option<f64>,
+    /// Share of the maskable weights that is kept, in (0, 1]; this or --sparsity
+    #[arg(long, allow_hyphen_values = true)]
+    pub density: Option<f64>,
+    /// Mask seed
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// How positions are drawn: exact or bernoulli
+    #[arg(long, default_value = "exact")]
+    pub mask_draw: String,
+}
+
+/// What the options say, defaults filled in.
+pub(super) struct Network {
+    pub model: models::Network,
+    /// `None` for networks that have one width only.
+    pub width: Option<usize>,
+    pub channels: usize,
+    pub image_size: usize,
+    pub classes: usize,
+    pub method: Method,
+    pub density: Density,
+    pub draw: Draw,
+    pub seed: u64,
+    pub graph: Graph,
+}
+
+impl NetworkArgs {
+    /// The same network without masks.
+    pub(super) fn dense(&self) -> Self {
+        NetworkArgs { method: "dense".into(), sparsity: None, density: None, ..self.clone() }
+    }
+
+    pub(super) fn resolve(&self) -> Result<Network> {
+        let (method, draw): (Method, Draw) = (self.method.parse()?, self.mask_draw.parse()?);
+        let density = density(method, self.density, self.sparsity)?;
+        let model = models::parse(&self.model)?;
+        let default = models::default_image(&self.model)?;
+        let channels = self.channels.unwrap_or(default.0);
+        let image_size = self.image_size.unwrap_or(default.1);
+        let classes = self.classes.unwrap_or(default.2);
+        let graph = models::by_name(&self.model, self.width, channels, classes, image_size)?;
+        let width = self.width.or(model.standard_width());
+        Ok(Network { model, width, channels, image_size, classes, method, density, draw, seed: self.seed, graph })
+    }
+}
+
+impl Network {
+    pub(super) fn masks(&self) -> Result<Vec<Mask>> {
+        draw_masks(&self.graph.maskable(), self.method, self.density, self.draw, self.seed)
+    }
+
+    /// Two lines: the network and its images, how sparse it is.
+    pub(super) fn describe(&self) -> String {
+        let size = self.image_size;
+        let width = self.width.map(|w| format!(", width {w}")).unwrap_or_default();
+        let draw = match self.draw {
+            Draw::Exact => "exact counts".to_string(),
+            Draw::Bernoulli => format!("Bernoulli draw of mask seed {}", self.seed),
+        };
+        let (model, channels, classes, method) = (&self.model, self.channels, self.classes, self.method);
+        format!(
+            "{model}{width}, on {channels}x{size}x{size} images of {classes} classes\n{method}, density {}, {draw}\n",
+            self.density.value()
+        )
+    }
+}
+
+fn density(method: Method, density: Option<f64>, sparsity: Option<f64>) -> Result<Density> {
+    let given = match (density, sparsity) {
+        (Some(_), Some(_)) => {
+            return Err(Error::Usage("--density and --sparsity say the same thing twice: give one of them".into()));
+        }
+        (Some(density), None) => Density::from_density(density)?,
+        (None, Some(sparsity)) => Density::from_sparsity(sparsity)?,
+        (None, None) if method == Method::Dense => Density::ONE,
+        (None, None) => {
+            return Err(Error::Usage(format!(
+                "method {method} needs --sparsity in [0, 1) or --density in (0, 1], such as --sparsity 0.9"
+            )));
+        }
+    };
+    if method == Method::Dense && given != Density::ONE {
+        return Err(Error::Usage(format!(
+            "method dense keeps every weight, got density {given}: leave --density and --sparsity out, or choose \
+             --method uniform or erk"
+        )));
+    }
+    Ok(given)
+}
