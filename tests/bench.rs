@@ -226,7 +226,7 @@ fn a_step_with_a_fault_has_no_time() {
         (ForwardImprecise, "conv_forward of conv"),
         (ForwardForgetsLastImage, "conv_forward of conv"),
         (ForwardReadsStaleWeights, "conv_forward of conv"),
-        (InputForgetsRelu, "conv_forward of segment0.block0.conv2"),
+        (InputForgetsRelu, "conv_forward of segment0.block0.conv1"),
         (StatisticsMoveNothing, "running mean of bn"),
         (JoinForgetsRelu, "join_forward"),
         (WeightDropsLastImage, "weight's gradient of fc"),
@@ -291,7 +291,7 @@ fn every_operation_is_checked_alone() {
             kernels::run(&case, &make, &make)
         };
         let report = run(Fault::None).unwrap_or_else(|e| panic!("{name} {geom:?}: {e}"));
-        assert!(report.ms.max > 0.0 && report.bytes > 0 && report.verified.values > 100, "{name}: {report:?}");
+        assert!(report.ms.max > 0.0 && report.bytes > 0 && report.verified.values > 50, "{name}: {report:?}");
         assert_eq!(report.dense_ms.is_some(), op != Op::Bn);
         assert_eq!(report.crossover.is_some(), case.crossover && !matches!(op, Op::Bn | Op::Sgd));
         let fault = match op {
@@ -401,7 +401,8 @@ fn people_get_a_table() {
     let (code, with, _) = program(TINY);
     let (_, without, _) = program(&format!("{TINY} --no-dense"));
     assert_eq!(code, 0);
-    for word in ["resnet8, width 4", "90 % pruned", "checked in f64", "conv backward", "images a second", "peak memory"]
+    for word in
+        ["resnet8, width 4", "erk, 90 % pruned", "checked in f64", "conv backward", "images a second", "peak memory"]
     {
         assert!(with.contains(word) && without.contains(word), "{word}: {with}\n{without}");
     }

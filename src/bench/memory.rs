@@ -55,13 +55,16 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn the_peak_sees_what_was_freed_again() {
-        let before = peak().unwrap();
-        assert!(before >= resident().unwrap());
-        let rss = resident().unwrap() as usize;
-        let size = before as usize - rss + (64 << 20); // beyond every earlier peak
-        let block = vec![1u8; size];
-        assert!(std::hint::black_box(&block)[size / 2] == 1);
-        drop(block);
-        assert!(peak().unwrap() >= before + (32 << 20), "{:?} after {before}", peak());
+        // Other tests may give memory back meanwhile: then once more.
+        let seen = (0..9).any(|_| {
+            let (before, now) = (peak().unwrap(), resident().unwrap());
+            assert!(before >= now);
+            let size = (before - now) as usize + (64 << 20); // beyond every earlier peak
+            let block = vec![1u8; size];
+            assert!(std::hint::black_box(&block)[size / 2] == 1);
+            drop(block);
+            peak().unwrap() >= before + (32 << 20)
+        });
+        assert!(seen);
     }
 }

@@ -55,9 +55,9 @@ pub(super) struct StepArgs {
     /// Worker threads [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Timed steps of each network
-    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-    steps: u32,
+    /// Timed steps of each network [default: 30; 10 for ImageNet networks]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: Option<u32>,
     /// Steps before them
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     warmup: u32,
@@ -111,7 +111,7 @@ impl StepArgs {
             (_, sparsity) => Density::from_sparsity(sparsity.unwrap_or(0.9))?,
         };
         let (channels, image_size, classes) = models::default_image(&self.model)?;
-        let batch = if image_size < 100 { 128 } else { 16 };
+        let (batch, steps) = if image_size < 100 { (128, 30) } else { (16, 10) };
         Ok(Config {
             model: self.model.clone(),
             width: self.width,
@@ -121,7 +121,7 @@ impl StepArgs {
             method,
             density,
             batch: self.batch.map_or(batch, |b| b as usize),
-            steps: self.steps as usize,
+            steps: self.steps.map_or(steps, |s| s as usize),
             warmup: self.warmup as usize,
             seed: self.seed,
         })
@@ -167,7 +167,7 @@ fn object(config: &Config, threads: usize, report: &Report) -> Value {
         "batch": config.batch,
         "threads": threads,
         "method": config.method,
-        "sparsity": 1.0 - config.density.value(),
+        "sparsity": sparsity(config),
         "maskable": report.maskable,
         "nnz": report.nnz,
         "density": report.nnz as f64 / report.maskable as f64,
@@ -182,6 +182,11 @@ fn object(config: &Config, threads: usize, report: &Report) -> Value {
     network(&mut all, "dense_", config, dense.as_ref(), report.macs_dense);
     all["sparse_over_dense"] = json!(report.ratio);
     all
+}
+
+/// The share that is pruned, without what the subtraction loses in binary.
+pub(super) fn sparsity(config: &Config) -> f64 {
+    ((1.0 - config.density.value()) * 1e12).round() / 1e12
 }
 
 /// The width in use; `None` for networks that have one only.

@@ -1,6 +1,6 @@
 //! What `bench step` says to people.
 
-use super::step::width;
+use super::step::{sparsity, width};
 use super::table::{aligned, digits};
 use crate::backend::Bytes;
 use crate::bench::step::{Config, Figures, Report};
@@ -18,15 +18,15 @@ pub(super) fn text(config: &Config, report: &Report) -> String {
 }
 
 fn head(config: &Config, report: &Report) -> String {
-    let Config { model, batch, channels, image_size, classes, method, density, .. } = config;
+    let Config { model, batch, channels, image_size, classes, method, .. } = config;
     let (machine, verified) = (Machine::this(), report.sparse.verified);
     let width = width(config).map(|w| format!(", width {w}")).unwrap_or_default();
-    let sparsity = (1.0 - density.value()) * 100.0;
+    let pruned = (sparsity(config) * 1e12).round() / 1e10;
     let kept = percent(report.nnz as f64 / report.maskable as f64, 1);
     let macs = percent(report.sparse.macs as f64 / report.macs_dense as f64, 1);
     format!(
         "{model}{width}, batch {batch} of {channels}x{image_size}x{image_size}, {classes} classes\n\
-         {method}, {sparsity:.4} % pruned: {kept} of the weights left, {macs} of the multiply-accumulates\n\
+         {method}, {pruned} % pruned: {kept} of the weights left, {macs} of the multiply-accumulates\n\
          {} on {}, {} cores; sparse-engine {}\n\
          checked in f64: {} operations of a step, {} numbers; the largest error is {} of what rounding may do\n",
         report.backend,
