@@ -122,12 +122,28 @@ pub(super) trait Eight: Copy {
     unsafe fn sum(self) -> f32;
 }
 
+/// A window of 16 from `16 - n` on has all bits set in its first n lanes and none in the others.
+static LANE_BITS: [u32; 32] = {
+    let mut bits = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        bits[i] = !0;
+        i += 1;
+    }
+    bits
+};
+
+/// Where a mask lies that has all bits set in the first `valid` of 16 lanes and none in the others.
+#[inline(always)]
+pub(super) fn lane_bits(valid: usize) -> *const f32 {
+    LANE_BITS[16 - valid.min(16)..].as_ptr().cast()
+}
+
 /// All bits set in the first `valid` lanes, none in the others.
 #[inline(always)]
 pub(super) unsafe fn lane_mask<V: V16>(valid: usize) -> V {
-    let lanes: [f32; 16] = std::array::from_fn(|i| f32::from_bits(if i < valid { !0 } else { 0 }));
     // SAFETY: 16 floats; the caller vouches for the instruction set.
-    unsafe { V::load(lanes.as_ptr()) }
+    unsafe { V::load(lane_bits(valid)) }
 }
 
 /// The vector at `p`, masked. A function, not a closure, wherever vectors are handled: closures are not forced inline, and
