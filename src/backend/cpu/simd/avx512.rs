@@ -1,13 +1,13 @@
-//! AVX-512F.
+//! AVX-512F and VL.
 //!
-//! SAFETY of all bodies: as in `avx2.rs`, with the target feature avx512f. Bitwise and of floats and their upper half as
-//! floats would need avx512dq; the integer and double forms do not.
+//! SAFETY of all bodies: as in `avx2.rs`, with the target features avx512f and avx512vl. Bitwise and of floats and their
+//! upper half as floats would need avx512dq; the integer and double forms do not.
 
 use super::avx2::M256;
 use super::{Reg, V16, sum8};
 use std::arch::x86_64::*;
 
-/// The AVX-512F vector: one 512-bit register.
+/// The AVX-512 vector: one 512-bit register.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512(__m512);
 

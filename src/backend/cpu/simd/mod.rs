@@ -20,7 +20,7 @@ pub(super) use portable::Portable;
 /// multiply and add).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Isa {
-    /// x86-64 with AVX-512F.
+    /// x86-64 with AVX-512F and VL.
     Avx512,
     /// x86-64 with AVX2 and FMA.
     Avx2,
@@ -40,8 +40,10 @@ impl Isa {
     /// Whether this machine can run it.
     pub fn available(self) -> bool {
         match self {
+            // VL (all but the Xeon Phi have it) lets 256-bit operations use all 32 registers; without it LLVM keeps what
+            // is summed up in one to 16 registers, and spills.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => is_x86_feature_detected!("avx512f"),
+            Isa::Avx512 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl"),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(not(target_arch = "x86_64"))]
@@ -50,10 +52,10 @@ impl Isa {
         }
     }
 
-    /// Name for people: "avx512f", "avx2+fma" or "portable".
+    /// Name for people: "avx512", "avx2+fma" or "portable".
     pub fn name(self) -> &'static str {
         match self {
-            Isa::Avx512 => "avx512f",
+            Isa::Avx512 => "avx512",
             Isa::Avx2 => "avx2+fma",
             Isa::Portable => "portable",
         }
@@ -133,12 +135,28 @@ pub(super) trait Eight: Copy {
     unsafe fn sum(self) -> f32;
 }
 
+/// A window of 16 from `16 - n` on has all bits set in its first n lanes and none in the others.
+static LANE_BITS: [u32; 32] = {
+    let mut bits = [0; 32];
+    let mut i = 0;
+    while i < 16 {
+        bits[i] = !0;
+        i += 1;
+    }
+    bits
+};
+
+/// Where a mask lies that has all bits set in the first `valid` of 16 lanes and none in the others.
+#[inline(always)]
+pub(super) fn lane_bits(valid: usize) -> *const f32 {
+    LANE_BITS[16 - valid.min(16)..].as_ptr().cast()
+}
+
 /// All bits set in the first `valid` lanes, none in the others.
 #[inline(always)]
 pub(super) unsafe fn lane_mask<V: V16>(valid: usize) -> V {
-    let lanes: [f32; 16] = std::array::from_fn(|i| f32::from_bits(if i < valid { !0 } else { 0 }));
     // SAFETY: 16 floats; the caller vouches for the instruction set.
-    unsafe { V::load(lanes.as_ptr()) }
+    unsafe { V::load(lane_bits(valid)) }
 }
 
 /// The vector at `p`, masked. A function, not a closure, wherever vectors are handled: closures are not forced inline, and
@@ -186,7 +204,7 @@ macro_rules! entry_points {
             }
             #[cfg(target_arch = "x86_64")]
             #[allow(clippy::too_many_arguments)]
-            #[target_feature(enable = "avx512f,avx2,fma")]
+            #[target_feature(enable = "avx512f,avx512vl,avx2,fma")]
             unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
                 unsafe { $kernel::<$crate::backend::cpu::simd::Avx512>($($arg),*) }
             }
@@ -201,3 +219,78 @@ macro_rules! entry_points {
     };
 }
 pub(super) use entry_points;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every operation once, as numbers: lanes 0..16 hold a, 16..32 b, 32..48 c, 48..64 d.
+    #[inline(always)]
+    unsafe fn all<V: V16>(x: &[f32; 64], valid: usize) -> Vec<f32> {
+        let mut out = vec![];
+        let lanes = <V::Reg as Reg>::LANES;
+        // SAFETY: pointers stay inside arrays of the sizes asked for.
+        unsafe {
+            let [a, b, c, d] = [0, 16, 32, 48].map(|i| V::load(x.as_ptr().add(i)));
+            let m = lane_mask::<V>(valid);
+            let masked = load_masked(x.as_ptr(), m);
+            let vectors =
+                [a.add(b), a.sub(b), a.mul(b), a.fma(b, c), a.relu(), a.where_positive(b), masked, V::splat(x[5])];
+            for v in vectors {
+                let mut to = [f32::NAN; 16];
+                v.store(to.as_mut_ptr());
+                out.extend(to);
+            }
+            let mut sums = [0.25; 4];
+            Eight::add_sums([b.folded(), c.folded(), d.folded(), c.folded()], sums.as_mut_ptr());
+            out.extend(sums);
+            out.extend([b.sum(), b.folded().sum(), d.folded().sum()]);
+            for (i, bits) in [(16, !0u32), (32, 0)] {
+                let mask = [f32::from_bits(bits); 16];
+                let v = V::Reg::load(x.as_ptr().add(i)).fma(V::Reg::load(x.as_ptr().add(48)), V::Reg::zero());
+                let v = v.masked(V::Reg::load(mask.as_ptr()));
+                out.extend(if lanes == 16 { [v.eight().sum(), f32::NAN] } else { [f32::NAN, v.eight().sum()] });
+            }
+            out.extend(Eight::sums([b.folded(), d.folded(), c.folded(), b.folded()]));
+        }
+        out
+    }
+
+    entry_points!(all_ops = all(x: &[f32; 64], valid: usize) -> Vec<f32>);
+
+    #[test]
+    fn instruction_sets_agree_bit_for_bit() {
+        // Small whole numbers and halves: exact with and without fusing.
+        let mut x: [f32; 64] = std::array::from_fn(|i| ((i * 37 + 11) % 29) as f32 * 0.5 - 7.0);
+        [x[3], x[7], x[9], x[24]] = [f32::NAN, f32::NEG_INFINITY, -0.0, 0.0];
+        for valid in [0, 1, 8, 11, 16] {
+            // SAFETY: portable code runs anywhere.
+            let want = unsafe { all_ops(Isa::Portable, &x, valid) };
+            for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
+                // SAFETY: available.
+                let got = unsafe { all_ops(isa, &x, valid) };
+                assert_eq!(got.len(), want.len());
+                for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                    let lanes_differ = (135..139).contains(&i) && isa == Isa::Avx512;
+                    let same = g.to_bits() == w.to_bits() || (g.is_nan() && w.is_nan());
+                    assert!(same || lanes_differ, "{isa:?} valid {valid}: output {i} is {g}, portable {w}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn relu_and_masks_treat_nan_as_promised() {
+        let mut x = [0f32; 64];
+        x[..4].copy_from_slice(&[f32::NAN, -1.0, 2.0, 3.0]);
+        x[16..20].copy_from_slice(&[1.0, f32::NAN, -1.0, 1.0]);
+        for isa in Isa::ALL.into_iter().filter(|i| i.available()) {
+            // SAFETY: available.
+            let got = unsafe { all_ops(isa, &x, 2) };
+            let (relu, positive, masked) = (&got[64..80], &got[80..96], &got[96..112]);
+            assert!(relu[0].is_nan() && relu[1..4] == [0.0, 2.0, 3.0], "{isa:?} relu {relu:?}");
+            assert!(positive[0].is_nan() && positive[1..4] == [0.0, 0.0, 3.0], "{isa:?} where_positive {positive:?}");
+            assert!(masked[0].is_nan() && masked[1..4] == [-1.0, 0.0, 0.0], "{isa:?} masked {masked:?}");
+        }
+    }
+}

@@ -6,7 +6,7 @@
 
 use crate::backend::cpu::kernels::patch::{Grid, Patch, Taps, part};
 use crate::backend::cpu::layout::LANES;
-use crate::backend::cpu::simd::{Eight, Isa, Reg, V16, entry_points};
+use crate::backend::cpu::simd::{Eight, Isa, Reg, V16, entry_points, lane_bits};
 use std::ops::Range;
 
 /// Pixels that a register block adds up before it is reduced: their 4 outputs of dy (16 KB) stay in L1 while all taps
@@ -141,7 +141,7 @@ unsafe fn block_of<V: V16, const STEP: usize, const MASK: bool, const O: usize, 
     let lanes = <V::Reg as Reg>::LANES;
     // SAFETY: as the caller's.
     unsafe {
-        let bits: [f32; LANES] = std::array::from_fn(|i| f32::from_bits(if i < c.lanes { !0 } else { 0 }));
+        let bits = lane_bits(c.lanes);
         let mut acc = [[V::Reg::zero(); T]; O];
         for row in chunk.rows.clone() {
             let mut from = [x; T];
@@ -155,13 +155,13 @@ unsafe fn block_of<V: V16, const STEP: usize, const MASK: bool, const O: usize, 
                     for t in 0..T {
                         taps[t] = V::Reg::load(from[t].add(col * step + h * lanes));
                         if MASK {
-                            taps[t] = taps[t].masked(V::Reg::load(bits.as_ptr().add(h * lanes)));
+                            taps[t] = taps[t].masked(V::Reg::load(bits.add(h * lanes)));
                         }
                     }
                     for o in 0..O {
                         let mut grad = V::Reg::load(dy.add(o * c.dy.chan + col * LANES + h * lanes));
                         if MASK {
-                            grad = grad.masked(V::Reg::load(bits.as_ptr().add(h * lanes)));
+                            grad = grad.masked(V::Reg::load(bits.add(h * lanes)));
                         }
                         for t in 0..T {
                             acc[o][t] = grad.fma(taps[t], acc[o][t]);

@@ -1,0 +1,193 @@
+//! Forward pass and data gradient.
+
+use super::super::pack::Packing;
+use super::super::patch::{Out, Start};
+use super::super::sparse::Segments;
+use super::super::{dense, sparse};
+use super::*;
+use crate::backend::cpu::simd::Portable;
+use crate::shape::ConvGeom;
+
+#[derive(Clone, Copy, Debug)]
+enum Kernel {
+    Dense { block: usize },
+    Sparse { block: usize, tile: usize },
+}
+
+/// Outputs `[o][row][col][16]` with steps of 2 pixels, old content `old` or NaN; checks that nothing else was written.
+fn forward(l: &Layer, src: &Buf, way: Way, kernel: Kernel, cuts: &[usize], start: Start, old: &[f32]) -> Vec<f32> {
+    let (step, row) = (2 * LANES, 2 * LANES * l.cols + LANES);
+    let chan = row * l.rows + LANES;
+    let mut y = vec![f32::NAN; 2 * AROUND + l.outputs() * chan];
+    let place = |i: usize| {
+        let (px, lane) = (i / LANES, i % LANES);
+        AROUND + px / (l.rows * l.cols) * chan + px / l.cols % l.rows * row + px % l.cols * step + lane
+    };
+    old.iter().enumerate().for_each(|(i, v)| y[place(i)] = *v);
+    let dst = Out { ptr: y[AROUND..].as_mut_ptr(), chan, row, step };
+    let (grid, ends) = (l.grid(src), cuts.iter().copied().chain([l.outputs()]));
+    let mut from = 0;
+    for to in ends {
+        let outs = from..to;
+        // SAFETY: buffers were built for the layer.
+        unsafe {
+            match kernel {
+                Kernel::Dense { block } => {
+                    let (taps, weights, src) = (&l.taps(src, block), &l.weights[..], src.patch());
+                    match way {
+                        Way::Isa(isa) => dense::dense(isa, taps, weights, src, dst, grid, outs, start),
+                        Way::Wide => {
+                            dense::blocks::<Portable<true>>(&dense::Walk { taps, weights, src, dst, grid, start }, outs)
+                        }
+                    }
+                }
+                Kernel::Sparse { block, tile } => {
+                    let (blocks, starts, offs, values) = l.lists(src, block);
+                    let (s, values, src) =
+                        (&Segments { blocks, starts: &starts, offs: &offs }, &values[..], src.patch());
+                    match way {
+                        Way::Isa(isa) => sparse::sparse(isa, s, values, src, dst, grid, outs, start, tile),
+                        Way::Wide => sparse::gather::<Portable<true>>(
+                            &sparse::Walk { s, values, src, dst, grid, start },
+                            outs,
+                            tile,
+                        ),
+                    }
+                }
+            }
+        }
+        from = to;
+    }
+    let out: Vec<f32> = (0..l.outputs() * l.rows * l.cols * LANES).map(|i| y[place(i)]).collect();
+    (0..out.len()).for_each(|i| y[place(i)] = f32::NAN);
+    assert!(y.iter().all(|v| v.is_nan()), "{way:?} {kernel:?} wrote beside its pixels");
+    out
+}
+
+fn bits(v: &[f32]) -> Vec<u32> {
+    v.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn forward_kernels_agree_with_f64_and_byte_for_byte_with_each_other() {
+    for (shape, grid) in SHAPES {
+        for density in [1.0, 0.3, 0.0] {
+            let l = Layer::new(shape, grid, density);
+            let src = l.source(LANES);
+            let n = l.outputs() * l.rows * l.cols * LANES;
+            let (bias, old) = (noise(6, l.outputs()), noise(7, n));
+            for (start, old) in [(Start::Zero, &[][..]), (Start::Bias(&bias), &[]), (Start::Old, &old)] {
+                let mut seen: Vec<(bool, Vec<u32>)> = vec![];
+                for way in ways() {
+                    let dense = [1, 2, 3, 100].map(|block| Kernel::Dense { block });
+                    let sparse = (1..=15).map(|tile| Kernel::Sparse { block: [1, 2, 100][tile % 3], tile });
+                    for (i, kernel) in dense.into_iter().chain(sparse).enumerate() {
+                        let cuts = if i % 2 == 0 { vec![] } else { vec![l.outputs() / 3, l.outputs() / 2] };
+                        let got = forward(&l, &src, way, kernel, &cuts, start, old);
+                        if let Some((_, want)) = seen.iter().find(|(k, _)| *k == kin(way)) {
+                            assert!(*want == bits(&got), "{way:?} {kernel:?} {shape:?} {grid:?} {density} {start:?}");
+                            continue;
+                        }
+                        for (i, v) in got.iter().enumerate() {
+                            let px = i / LANES;
+                            let o = px / (l.rows * l.cols);
+                            let first = match start {
+                                Start::Zero => 0.0,
+                                Start::Bias(b) => b[o],
+                                Start::Old => old[i],
+                            };
+                            let want = l.want(&src, o, [px / l.cols % l.rows, px % l.cols, i % LANES], first);
+                            close(&format!("{way:?} {kernel:?} {shape:?} {grid:?} {density} [{i}]"), *v, want);
+                        }
+                        seen.push((kin(way), bits(&got)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn data_gradient_through_packed_classes() {
+    for (c, h, w, k, r, stride, pad) in [
+        (3, 5, 6, 4, 3, 1, 1),
+        (2, 7, 7, 5, 3, 2, 1),
+        (5, 6, 4, 3, 1, 2, 0),
+        (1, 9, 8, 2, 7, 2, 3),
+        (2, 5, 5, 3, 2, 3, 0),
+    ] {
+        let g = ConvGeom { c, h, w, k, r, s: r, stride, pad };
+        let weights = noise(8, g.weights());
+        let kept: Vec<u32> = (0..g.weights() as u32).filter(|i| i % 3 != 1).collect();
+        let values: Vec<f32> = kept.iter().map(|&i| weights[i as usize]).collect();
+        let pruned: Vec<f32> = (0..weights.len()).map(|i| if i % 3 == 1 { 0.0 } else { weights[i] }).collect();
+        let packing = Packing::new(&g);
+        for (kept, values, weights) in [(None, &weights, &weights), (Some(&kept[..]), &values, &pruned)] {
+            let (mut packed, mut plain) = (vec![0.0; packing.len()], vec![0.0; packing.len()]);
+            for ks in [0..1, 1..k as usize] {
+                // SAFETY: both arrays have `len` floats.
+                unsafe {
+                    packing.transposed(values, kept, ks.clone(), packed.as_mut_ptr());
+                    packing.forward(values, kept, ks, plain.as_mut_ptr());
+                }
+            }
+            assert!(plain == *weights, "forward packing of {g:?}");
+            for way in ways() {
+                data_gradient(&g, weights, &packing, &packed, way);
+            }
+        }
+    }
+}
+
+/// All classes from one dy with a halo that fits all taps, against f64.
+fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32], way: Way) {
+    let [c, h, w, k, r, st, pad] = [g.c, g.h, g.w, g.k, g.r, g.stride, g.pad].map(|v| v as usize);
+    let (p, q) = (g.p() as usize, g.q() as usize);
+    let halo = g.output_halo() as usize;
+    let mut dy = Buf::new(9, [k, p + 2 * halo, q + 2 * halo], LANES);
+    let inside = |y: usize, x: usize| (halo..halo + p).contains(&y) && (halo..halo + q).contains(&x);
+    for i in 0..k * (p + 2 * halo) * (q + 2 * halo) {
+        let (y, x) = (i / (q + 2 * halo) % (p + 2 * halo), i % (q + 2 * halo));
+        if !inside(y, x) {
+            let at = dy.at(i / (q + 2 * halo) / (p + 2 * halo), y, x, 0);
+            dy.data[at..at + LANES].fill(0.0);
+        }
+    }
+    let mut dx = vec![f32::NAN; c * h * w * LANES];
+    for class in packing.classes() {
+        let place = |t: &[i64; 2]| (t[0] + halo as i64) * dy.row as i64 + (t[1] + halo as i64) * LANES as i64;
+        let offs: Vec<u32> = class.taps.iter().map(|t| place(t).try_into().unwrap_or(u32::MAX)).collect();
+        let taps = &Taps::new(k, dy.chan, &offs, 2);
+        let grid = Grid { rows: class.size[0], cols: class.size[1], src_row: dy.row, src_step: LANES };
+        let at = (class.at[0] * w + class.at[1]) * LANES;
+        let dst =
+            Out { ptr: dx.as_mut_ptr().wrapping_add(at), chan: h * w * LANES, row: st * w * LANES, step: st * LANES };
+        let (weights, src, start) = (&packed[class.weights.clone()], dy.patch(), Start::Zero);
+        // SAFETY: dx has all pixels of the classes, dy all that their taps reach.
+        unsafe {
+            match way {
+                Way::Isa(isa) => dense::dense(isa, taps, weights, src, dst, grid, 0..c, start),
+                Way::Wide => {
+                    dense::blocks::<Portable<true>>(&dense::Walk { taps, weights, src, dst, grid, start }, 0..c)
+                }
+            }
+        }
+    }
+    let mut want = vec![(0f64, 0f64); dx.len()];
+    for (i, weight) in weights.iter().enumerate() {
+        let (ko, ci, tr, ts) = (i / (c * r * r), i / (r * r) % c, i / r % r, i % r);
+        for (y, x) in (0..p).flat_map(|y| (0..q).map(move |x| (y, x))) {
+            let (iy, ix) = ((y * st + tr).wrapping_sub(pad), (x * st + ts).wrapping_sub(pad));
+            if iy < h && ix < w {
+                for lane in 0..LANES {
+                    let v = f64::from(*weight) * f64::from(dy.data[dy.at(ko, y + halo, x + halo, lane)]);
+                    let sum = &mut want[((ci * h + iy) * w + ix) * LANES + lane];
+                    *sum = (sum.0 + v, sum.1 + v.abs());
+                }
+            }
+        }
+    }
+    for (i, (got, want)) in dx.iter().zip(want).enumerate() {
+        close(&format!("{way:?} {g:?} dx[{i}]"), *got, want);
+    }
+}
