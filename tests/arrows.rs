@@ -86,8 +86,11 @@ fn imports_point_down() {
         if matches!(module, "lib" | "main") {
             continue;
         }
-        let text = std::fs::read_to_string(file).unwrap();
         // Unit tests may look further up.
+        if file.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests")) {
+            continue;
+        }
+        let text = std::fs::read_to_string(file).unwrap();
         let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap();
         for (number, line) in code.lines().enumerate() {
             for target in named(line).iter().filter(|t| allowed.contains_key(t.as_str())) {

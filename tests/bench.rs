@@ -231,7 +231,7 @@ fn a_step_with_a_fault_has_no_time() {
         (JoinForgetsRelu, "join_forward"),
         (WeightDropsLastImage, "weight's gradient of fc"),
         (GradientForgetsNorm, "conv_backward of segment2"),
-        (MaskIgnored, "conv_backward of segment2"),
+        (MaskIgnored, "pool_backward"),
         (SumsForgotten, "gradient of segment2"),
         (NothingWritten, "conv_forward of conv"),
         (SummedLoss, "gradient of the loss"),
@@ -311,7 +311,7 @@ fn the_twin_and_its_memory_are_reported() {
     let memory = sparse_engine::bench::memory::Memory { start_rss_bytes: 1, peak_rss_bytes: 3 };
     let measure = || Some(memory);
     let config = Config { steps: 7, ..small("resnet8", 6) };
-    let report = step::run(&config, &cpu, Dense::Beside(&measure)).unwrap();
+    let report = step::run(&config, &cpu, Dense::Beside { make: &cpu, memory: &measure }).unwrap();
     let dense = report.dense.unwrap();
     assert_eq!(dense.memory, Some(memory));
     assert_eq!((dense.macs, report.sparse.macs < dense.macs), (report.macs_dense, true));
@@ -343,11 +343,11 @@ fn json(args: &str) -> Value {
     serde_json::from_str(&stdout).unwrap()
 }
 
-const TINY: &str = "bench step --model resnet8 --width 4 --image-size 8 --batch 17 --steps 6 --warmup 1 --threads 2";
+const TINY: &str = "bench step --model resnet8 --width 4 --image-size 8 --batch 17 --warmup 1 --threads 2";
 
 #[test]
 fn json_has_what_is_promised() {
-    let all = json(&format!("{TINY} --sparsity 0.8 --json"));
+    let all = json(&format!("{TINY} --steps 6 --sparsity 0.8 --json"));
     assert_eq!((&all["model"], &all["batch"], &all["threads"]), (&"resnet8".into(), &17.into(), &2.into()));
     assert_eq!((&all["method"], all["sparsity"].as_f64().unwrap()), (&"erk".into(), 0.8));
     let inspect = json("inspect --model resnet8 --width 4 --image-size 8 --sparsity 0.8 --json");
@@ -389,17 +389,37 @@ fn json_has_what_is_promised() {
 
 #[test]
 fn without_the_twin_its_keys_are_null() {
-    let all = json(&format!("{TINY} --no-dense --method dense --json"));
+    let all = json(&format!("{TINY} --steps 2 --no-dense --method dense --json"));
     let nulls: Vec<_> = all.as_object().unwrap().iter().filter(|(_, v)| v.is_null()).map(|(k, _)| k.as_str()).collect();
-    let expected = |k: &&str| k.starts_with("dense_") || ["sparse_over_dense", "commit", "dirty"].contains(k);
+    let expected = |k: &&str| k.starts_with("dense_") || ["sparse_over_dense", "commit", "dirty", "plan"].contains(k);
     assert!(nulls.iter().all(|k| expected(&k)) && nulls.contains(&"dense_step_ms_median"), "{nulls:?}");
     assert_eq!((&all["sparsity"], &all["density_flops"]), (&0.0.into(), &1.0.into()));
 }
 
 #[test]
+fn a_plan_is_used_and_must_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plan.json");
+    let path = path.to_str().unwrap();
+    let args = "--model resnet8 --width 4 --image-size 8 --sparsity 0.9 --batch 17 --threads 2";
+    let (code, _, stderr) = program(&format!("tune {args} --budget 0.1 --out {path}"));
+    assert_eq!(code, 0, "{stderr}");
+    let all = json(&format!("{TINY} --steps 1 --plan {path} --json"));
+    assert_eq!(all["plan"], path);
+    for (more, word) in [("--sparsity 0.8", "another sparsity"), ("--image-size 16", "another network")] {
+        let args = TINY.replace("--image-size 8", if more.starts_with("--image") { "" } else { "--image-size 8" });
+        let (code, stdout, stderr) = program(&format!("{args} {more} --plan {path}"));
+        assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
+        assert!(stderr.contains(word) && stderr.contains("plan.json"), "{stderr}");
+    }
+    let (code, _, stderr) = program(&format!("{TINY} --plan nowhere.json"));
+    assert!(code == 1 && stderr.contains("nowhere.json"), "{stderr}");
+}
+
+#[test]
 fn people_get_a_table() {
-    let (code, with, _) = program(TINY);
-    let (_, without, _) = program(&format!("{TINY} --no-dense"));
+    let (code, with, _) = program(&format!("{TINY} --steps 2"));
+    let (_, without, _) = program(&format!("{TINY} --steps 2 --no-dense"));
     assert_eq!(code, 0);
     for word in
         ["resnet8, width 4", "erk, 90 % pruned", "checked in f64", "conv backward", "images a second", "peak memory"]
