@@ -187,19 +187,19 @@ fn segments(g: &ConvGeom, channels: [usize; 2], pass: usize) -> f64 {
     count as f64
 }
 
-/// Pixels of a register tile of the sparse kernels that `isa`, which this machine has, holds at most: a plan's `tile` above
-/// it is as good as this.
-pub fn widest_tile(isa: Isa) -> usize {
+/// Pixels of a register tile that `isa`, which this machine has, holds at most: of forward pass and data gradient, and of
+/// the weight gradient. A plan's `tile` above it is as good as this.
+pub fn widest_tiles(isa: Isa) -> [usize; 2] {
     assert!(isa.available(), "no {} here", isa.name());
     // SAFETY: just checked.
     unsafe { widest(isa) }
 }
 
-entry_points!(widest = tile_of() -> usize);
+entry_points!(widest = tiles_of() -> [usize; 2]);
 
 #[inline(always)]
-unsafe fn tile_of<V: V16>() -> usize {
-    V::TILE
+unsafe fn tiles_of<V: V16>() -> [usize; 2] {
+    [V::GATHER, V::DOTS]
 }
 
 /// Geometry as a plan file writes it.

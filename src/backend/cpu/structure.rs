@@ -16,8 +16,8 @@ use crate::shape::ConvGeom;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Entries up to which one task computes both gradients of a patch, its sums in L2 beside the patches (256 KB).
-pub(super) const SHARED_ENTRIES: usize = 8192;
+/// Entries up to which one task computes both gradients of a patch, its sums in L2 beside the patches (128 KB).
+pub(super) const SHARED_ENTRIES: usize = 32768;
 
 /// Distances of channels and rows in floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
