@@ -5,3 +5,4 @@
 
 pub(crate) mod dense;
 pub(crate) mod sparse;
+pub(crate) use {dense::dense, sparse::sparse};
