@@ -94,13 +94,16 @@ fn rest(config: &Config, report: &Report) -> Vec<Vec<String>> {
         row("peak memory above the start", size, &|f| f.memory.map(|m| m.above_start() as f64)),
         row("bytes held", size, &|f| Some(f.bytes.total() as f64)),
     ];
-    let mut kind = |name: &str, of: fn(&Bytes) -> u64| rows.push(row(name, size, &|f| Some(of(&f.bytes) as f64)));
-    kind("  values", |b| b.values);
-    kind("  indices", |b| b.indices);
-    kind("  gradients", |b| b.gradients);
-    kind("  momentum", |b| b.momentum);
-    kind("  copies of values for the kernels", |b| b.operand_copies);
-    kind("  activations and scratch", |b| b.activations);
+    type Part = fn(&Bytes) -> u64;
+    let kinds: [(&str, Part); 6] = [
+        ("  values", |b| b.values),
+        ("  indices", |b| b.indices),
+        ("  gradients", |b| b.gradients),
+        ("  momentum", |b| b.momentum),
+        ("  copies of values for the kernels", |b| b.operand_copies),
+        ("  activations and scratch", |b| b.activations),
+    ];
+    rows.extend(kinds.iter().map(|(name, kind)| row(name, size, &|f| Some(kind(&f.bytes) as f64))));
     rows
 }
 

@@ -5,4 +5,3 @@
 
 pub(crate) mod dense;
 pub(crate) mod sparse;
-pub(crate) use {dense::dense, sparse::sparse};
