@@ -1,196 +1,19 @@
 //! `bench`: what it prints, what it refuses, and that a step or an operation with a planted fault has no time.
 
+mod bench_faults;
+
 use assert_cmd::Command;
+use bench_faults::{Broken, Fault};
 use serde_json::Value;
 use sparse_engine::Result;
 use sparse_engine::backend::cpu::CpuBackend;
 use sparse_engine::backend::reference::RefBackend;
-use sparse_engine::backend::{
-    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, PoolId, Real, SgdStep, Spec, Store,
-    TensorId, Write,
-};
+use sparse_engine::backend::{Backend, Spec};
 use sparse_engine::bench::kernels::{self, Case, Op};
 use sparse_engine::bench::step::{self, Config, Dense};
 use sparse_engine::shape::ConvGeom;
 use sparse_engine::sparsity::{Density, Method};
 use std::time::Duration;
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum Fault {
-    None,
-    UploadSwapsImages,
-    ForwardImprecise,
-    ForwardForgetsLastImage,
-    ForwardReadsStaleWeights,
-    InputForgetsRelu,
-    StatisticsMoveNothing,
-    JoinForgetsRelu,
-    WeightDropsLastImage,
-    GradientForgetsNorm,
-    MaskIgnored,
-    SumsForgotten,
-    AccumulateOverwrites,
-    NothingWritten,
-    MaxPoolForgetsRelu,
-    MaxPoolGradientElsewhere,
-    SummedLoss,
-    WrongCorrect,
-    NoNesterov,
-    MomentumForgotten,
-}
-
-/// A good backend with the fault on top.
-struct Broken<B: Backend> {
-    inner: B,
-    fault: Fault,
-    first_values: Vec<B::Real>,
-}
-
-impl<B: Backend> Broken<B> {
-    fn is(&self, fault: Fault) -> bool {
-        self.fault == fault
-    }
-
-    fn edit(&mut self, t: TensorId, n: usize, f: impl FnOnce(&mut [f64])) {
-        let mut data: Vec<f64> = self.inner.read_tensor(t, n).into_iter().map(Real::to_f64).collect();
-        f(&mut data);
-        let data: Vec<B::Real> = data.into_iter().map(B::Real::from_f64).collect();
-        self.inner.write_tensor(t, n, &data);
-    }
-
-    fn input(&self, x: Input) -> Input {
-        Input { relu: x.relu && !self.is(Fault::InputForgetsRelu), ..x }
-    }
-
-    fn target(&self, mut dx: GradDst) -> GradDst {
-        match self.fault {
-            Fault::MaskIgnored => dx.finish.mask = Mask::All,
-            Fault::SumsForgotten => dx.finish.reduce = [None; 2],
-            Fault::AccumulateOverwrites => dx.write = Write::Overwrite,
-            _ => {}
-        }
-        dx
-    }
-}
-
-impl<B: Backend> Backend for Broken<B> {
-    type Real = B::Real;
-
-    fn spec(&self) -> &Spec {
-        self.inner.spec()
-    }
-    fn describe(&self) -> String {
-        self.inner.describe()
-    }
-    fn bytes(&self) -> Bytes {
-        self.inner.bytes()
-    }
-    fn read_tensor(&self, t: TensorId, n: usize) -> Vec<B::Real> {
-        self.inner.read_tensor(t, n)
-    }
-    fn read_store(&self, store: Store) -> Vec<B::Real> {
-        self.inner.read_store(store)
-    }
-    fn write_store(&mut self, store: Store, data: &[B::Real]) {
-        if store == Store::Values {
-            self.first_values = data.to_vec();
-        }
-        self.inner.write_store(store, data);
-    }
-    fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[B::Real]) {
-        self.inner.write_tensor(t, n, nchw);
-        if self.is(Fault::UploadSwapsImages) {
-            let image = nchw.len() / n;
-            self.edit(t, n, |data| (0..image).for_each(|i| data.swap(i, (n - 1) * image + i)));
-        }
-    }
-    fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
-        let running = self.inner.read_store(Store::Running);
-        self.inner.norm_stats(norm, x, n);
-        if self.is(Fault::StatisticsMoveNothing) {
-            self.inner.write_store(Store::Running, &running);
-        }
-    }
-    fn norm_running(&mut self, norm: NormId) {
-        self.inner.norm_running(norm);
-    }
-    fn conv_forward(&mut self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) {
-        let (running, values) = (self.inner.read_store(Store::Running), self.inner.read_store(Store::Values));
-        if self.is(Fault::ForwardReadsStaleWeights) {
-            let first = self.first_values.clone();
-            self.inner.write_store(Store::Values, &first);
-        }
-        if !self.is(Fault::NothingWritten) {
-            self.inner.conv_forward(conv, self.input(x), y, stats, n);
-        }
-        match self.fault {
-            Fault::ForwardImprecise => self.edit(y, n, |data| data.iter_mut().for_each(|v| *v *= 1.0 + 3e-4)),
-            Fault::ForwardForgetsLastImage => self.edit(y, n, |data| {
-                let (all, image) = (data.len(), data.len() / n);
-                data[all - image..].fill(0.0);
-            }),
-            Fault::StatisticsMoveNothing => self.inner.write_store(Store::Running, &running),
-            Fault::ForwardReadsStaleWeights => self.inner.write_store(Store::Values, &values),
-            _ => {}
-        }
-    }
-    fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
-        let dy = if self.is(Fault::GradientForgetsNorm) { Grad::plain(dy.t) } else { dy };
-        self.inner.conv_backward(conv, self.input(x), dy, dx.map(|dx| self.target(dx)), n);
-        if self.is(Fault::WeightDropsLastImage) && n > 1 {
-            self.inner.conv_backward(conv, x, dy, None, n - 1);
-        }
-    }
-    fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
-        self.inner.join_forward(a, b, relu && !self.is(Fault::JoinForgetsRelu), y, n);
-    }
-    fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
-        let dx = self.target(dx);
-        self.inner.copy_backward(dy, dx, n);
-    }
-    fn pool_forward(&mut self, x: Input, y: TensorId, n: usize) {
-        self.inner.pool_forward(x, y, n);
-    }
-    fn pool_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
-        let dx = self.target(dx);
-        self.inner.pool_backward(dy, dx, n);
-    }
-    fn max_pool_forward(&mut self, pool: PoolId, x: Input, y: TensorId, n: usize) {
-        let x = Input { relu: x.relu && !self.is(Fault::MaxPoolForgetsRelu), ..x };
-        self.inner.max_pool_forward(pool, x, y, n);
-    }
-    fn max_pool_backward(&mut self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) {
-        let dx = self.target(dx);
-        self.inner.max_pool_backward(pool, x, dy, dx, n);
-        if self.is(Fault::MaxPoolGradientElsewhere) {
-            self.edit(dx.t, n, |data| data.rotate_left(1));
-        }
-    }
-    fn cross_entropy(
-        &mut self,
-        logits: TensorId,
-        labels: &[u32],
-        smoothing: f64,
-        dlogits: Option<TensorId>,
-        n: usize,
-    ) -> BatchLoss {
-        let mut loss = self.inner.cross_entropy(logits, labels, smoothing, dlogits, n);
-        if let (true, Some(d)) = (self.is(Fault::SummedLoss), dlogits) {
-            self.edit(d, n, |data| data.iter_mut().for_each(|v| *v *= n as f64));
-        }
-        if self.is(Fault::WrongCorrect) {
-            loss.correct += 1;
-        }
-        loss
-    }
-    fn sgd(&mut self, step: SgdStep) {
-        let momentum = self.inner.read_store(Store::Momentum);
-        self.inner.sgd(SgdStep { nesterov: step.nesterov && !self.is(Fault::NoNesterov), ..step });
-        if self.is(Fault::MomentumForgotten) {
-            self.inner.write_store(Store::Momentum, &momentum);
-        }
-    }
-}
 
 fn small(model: &str, batch: usize) -> Config {
     Config {
@@ -210,7 +33,7 @@ fn small(model: &str, batch: usize) -> Config {
 
 /// What a bench of `config` says with `fault` in the backend.
 fn with_fault<B: Backend>(config: &Config, fault: Fault, make: &dyn Fn(Spec) -> Result<B>) -> Result<step::Report> {
-    let make = |spec: Spec| Ok(Broken { inner: make(spec)?, fault, first_values: vec![] });
+    let make = |spec: Spec| Ok(Broken::new(make(spec)?, fault));
     step::run(config, &make, Dense::Skip)
 }
 
@@ -287,7 +110,7 @@ fn every_operation_is_checked_alone() {
             seed: 1,
         };
         let run = |fault| {
-            let make = |spec: Spec| Ok(Broken { inner: CpuBackend::new(spec, 2)?, fault, first_values: vec![] });
+            let make = |spec: Spec| Ok(Broken::new(CpuBackend::new(spec, 2)?, fault));
             kernels::run(&case, &make, &make)
         };
         let report = run(Fault::None).unwrap_or_else(|e| panic!("{name} {geom:?}: {e}"));
@@ -311,7 +134,7 @@ fn the_twin_and_its_memory_are_reported() {
     let memory = sparse_engine::bench::memory::Memory { start_rss_bytes: 1, peak_rss_bytes: 3 };
     let measure = || Some(memory);
     let config = Config { steps: 7, ..small("resnet8", 6) };
-    let report = step::run(&config, &cpu, Dense::Beside(&measure)).unwrap();
+    let report = step::run(&config, &cpu, Dense::Beside { make: &cpu, memory: &measure }).unwrap();
     let dense = report.dense.unwrap();
     assert_eq!(dense.memory, Some(memory));
     assert_eq!((dense.macs, report.sparse.macs < dense.macs), (report.macs_dense, true));
@@ -343,11 +166,11 @@ fn json(args: &str) -> Value {
     serde_json::from_str(&stdout).unwrap()
 }
 
-const TINY: &str = "bench step --model resnet8 --width 4 --image-size 8 --batch 17 --steps 6 --warmup 1 --threads 2";
+const TINY: &str = "bench step --model resnet8 --width 4 --image-size 8 --batch 17 --warmup 1 --threads 2";
 
 #[test]
 fn json_has_what_is_promised() {
-    let all = json(&format!("{TINY} --sparsity 0.8 --json"));
+    let all = json(&format!("{TINY} --steps 6 --sparsity 0.8 --json"));
     assert_eq!((&all["model"], &all["batch"], &all["threads"]), (&"resnet8".into(), &17.into(), &2.into()));
     assert_eq!((&all["method"], all["sparsity"].as_f64().unwrap()), (&"erk".into(), 0.8));
     let inspect = json("inspect --model resnet8 --width 4 --image-size 8 --sparsity 0.8 --json");
@@ -389,17 +212,37 @@ fn json_has_what_is_promised() {
 
 #[test]
 fn without_the_twin_its_keys_are_null() {
-    let all = json(&format!("{TINY} --no-dense --method dense --json"));
+    let all = json(&format!("{TINY} --steps 2 --no-dense --method dense --json"));
     let nulls: Vec<_> = all.as_object().unwrap().iter().filter(|(_, v)| v.is_null()).map(|(k, _)| k.as_str()).collect();
-    let expected = |k: &&str| k.starts_with("dense_") || ["sparse_over_dense", "commit", "dirty"].contains(k);
+    let expected = |k: &&str| k.starts_with("dense_") || ["sparse_over_dense", "commit", "dirty", "plan"].contains(k);
     assert!(nulls.iter().all(expected) && nulls.contains(&"dense_step_ms_median"), "{nulls:?}");
     assert_eq!((&all["sparsity"], &all["density_flops"]), (&0.0.into(), &1.0.into()));
 }
 
 #[test]
+fn a_plan_is_used_and_must_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("plan.json");
+    let path = path.to_str().unwrap();
+    let args = "--model resnet8 --width 4 --image-size 8 --sparsity 0.9 --batch 17 --threads 2";
+    let (code, _, stderr) = program(&format!("tune {args} --budget 0.1 --out {path}"));
+    assert_eq!(code, 0, "{stderr}");
+    let all = json(&format!("{TINY} --steps 1 --plan {path} --json"));
+    assert_eq!(all["plan"], path);
+    for (more, word) in [("--sparsity 0.8", "another sparsity"), ("--image-size 16", "another network")] {
+        let args = TINY.replace("--image-size 8", if more.starts_with("--image") { "" } else { "--image-size 8" });
+        let (code, stdout, stderr) = program(&format!("{args} {more} --plan {path}"));
+        assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
+        assert!(stderr.contains(word) && stderr.contains("plan.json"), "{stderr}");
+    }
+    let (code, _, stderr) = program(&format!("{TINY} --plan nowhere.json"));
+    assert!(code == 1 && stderr.contains("nowhere.json"), "{stderr}");
+}
+
+#[test]
 fn people_get_a_table() {
-    let (code, with, _) = program(TINY);
-    let (_, without, _) = program(&format!("{TINY} --no-dense"));
+    let (code, with, _) = program(&format!("{TINY} --steps 2"));
+    let (_, without, _) = program(&format!("{TINY} --steps 2 --no-dense"));
     assert_eq!(code, 0);
     for word in
         ["resnet8, width 4", "erk, 90 % pruned", "checked in f64", "conv backward", "images a second", "peak memory"]

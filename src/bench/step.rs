@@ -50,12 +50,20 @@ pub struct Config {
     pub seed: u64,
 }
 
+/// Builds the backend of a network.
+pub type Make<'a, B> = &'a dyn Fn(Spec) -> Result<B>;
+
 /// What is measured beside the sparse network.
-pub enum Dense<'a> {
+pub enum Dense<'a, B> {
     /// Nothing.
     Skip,
-    /// The same network without masks. The function measures its memory in a process of its own, if it can.
-    Beside(&'a dyn Fn() -> Option<Memory>),
+    /// The same network without masks.
+    Beside {
+        /// Its backend.
+        make: Make<'a, B>,
+        /// Measures its memory in a process of its own, if it can.
+        memory: &'a dyn Fn() -> Option<Memory>,
+    },
 }
 
 /// One network's figures.
@@ -107,11 +115,11 @@ pub struct Report {
     pub ratio: Option<Spread>,
 }
 
-/// Measures `config` on backends that `make` builds.
+/// Measures `config` on the backend that `make` builds.
 ///
 /// # Errors
 /// A configuration that no network fits; a wrong result, in which case there is no time; a loss that is not finite.
-pub fn run<B: Backend>(config: &Config, make: &dyn Fn(Spec) -> Result<B>, dense: Dense) -> Result<Report> {
+pub fn run<B: Backend>(config: &Config, make: Make<B>, dense: Dense<B>) -> Result<Report> {
     let start = memory::resident();
     let network = Network::new(config, config.method, config.density)?;
     let batch = Batch::<B::Real>::new(config);
@@ -123,8 +131,8 @@ pub fn run<B: Backend>(config: &Config, make: &dyn Fn(Spec) -> Result<B>, dense:
     sparse.verify(&network, &batch)?;
     let mut other = match dense {
         Dense::Skip => None,
-        Dense::Beside(measure) => {
-            let memory = measure();
+        Dense::Beside { make, memory } => {
+            let memory = memory();
             let network = Network::new(config, Method::Dense, Density::ONE)?;
             let mut runner = Runner::new("dense", &network, config, make)?;
             runner.warm_up(&batch, config.warmup)?;
@@ -157,7 +165,7 @@ pub fn run<B: Backend>(config: &Config, make: &dyn Fn(Spec) -> Result<B>, dense:
 ///
 /// # Errors
 /// As [`run`], but nothing is verified.
-pub fn memory_alone<B: Backend>(config: &Config, make: &dyn Fn(Spec) -> Result<B>) -> Result<Option<Memory>> {
+pub fn memory_alone<B: Backend>(config: &Config, make: Make<B>) -> Result<Option<Memory>> {
     let start = memory::resident();
     let network = Network::new(config, config.method, config.density)?;
     let batch = Batch::new(config);
@@ -213,7 +221,7 @@ struct Runner<B: Backend> {
 }
 
 impl<B: Backend> Runner<B> {
-    fn new(name: &'static str, network: &Network, config: &Config, make: &dyn Fn(Spec) -> Result<B>) -> Result<Self> {
+    fn new(name: &'static str, network: &Network, config: &Config, make: Make<B>) -> Result<Self> {
         let make = |spec| Ok(Watched::new(make(spec)?));
         let mut net = Net::new(&network.graph, &network.masks, config.batch, make)?;
         net.check_batch(config.batch)?;

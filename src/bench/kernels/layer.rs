@@ -63,7 +63,7 @@ impl<B: Backend> Layer<B> {
         // A batch norm by itself has its input on both sides.
         let y = if case.op == Op::Bn { x } else { y };
         let planes = [x, y, y, y, x];
-        let each: usize = planes.iter().map(Plane::len).sum::<usize>() * case.batch;
+        let each: usize = planes.iter().map(Plane::room).sum::<usize>() * case.batch;
         let copies = if case.op == Op::Sgd { 1 } else { FLOATS.div_ceil(each).clamp(1, COPIES) };
         let mut spec = Spec { batch: case.batch, ..Spec::default() };
         let mut param = |shape: Vec<usize>, kept: Option<Arc<[u32]>>| {

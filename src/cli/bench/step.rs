@@ -1,15 +1,16 @@
 //! `bench step`: training steps of a network, sparse and dense in turn.
 
 use super::step_text::text;
-use crate::backend::cpu::CpuBackend;
+use crate::backend::cpu::{CpuBackend, Isa};
 use crate::backend::{Bytes, Spec};
 use crate::bench::memory::Memory;
 use crate::bench::step::{self, Config, Dense, Figures, Report};
 use crate::error::{Error, Result};
 use crate::models;
-use crate::report::{Engine, Machine};
+use crate::report::{Engine, Machine, read_plan};
 use crate::sparsity::{Density, Method};
 use serde_json::{Value, json};
+use std::path::PathBuf;
 use std::process::Command;
 
 /// Version of the JSON object; it changes when a key changes its meaning or goes.
@@ -25,7 +26,7 @@ const SCHEMA: u32 = 1;
                         sparse-engine bench step --model resnet56 --method uniform --json\n\n\
                         Keys of the JSON object: docs/bench.md.")]
 pub(super) struct StepArgs {
-    /// Network: resnetN with N = 6D+2 for small images, resnet18, 34, 50, ..., wide-resnet50-2, vgg11 to 19, ...
+    /// Network: resnetN (N = 6D+2) or vgg11 to vgg19 for small images; resnet18, 34, 50, 101, 152, wrn50-2 or wrn101-2
     #[arg(long, default_value = "resnet20")]
     model: String,
     /// Channels of the first segment, for networks that have a choice [default: 16]
@@ -64,6 +65,9 @@ pub(super) struct StepArgs {
     /// Seed of images, labels, masks and initial values
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
+    /// How each layer of the sparse network runs: a file that tune wrote [default: by rule]
+    #[arg(long, value_name = "FILE")]
+    plan: Option<PathBuf>,
     /// Leave the dense network out
     #[arg(long)]
     no_dense: bool,
@@ -85,15 +89,23 @@ pub(super) fn run(args: StepArgs) -> Result<()> {
     let threads = crate::cli::threads(args.threads);
     let config = args.config()?;
     let DeviceArg::Cpu = args.device;
-    let make = |spec: Spec| CpuBackend::new(spec, threads);
+    let dense = |spec: Spec| CpuBackend::new(spec, threads);
     if args.memory_only {
-        let memory = step::memory_alone(&config, &make)?;
+        let memory = step::memory_alone(&config, &dense)?;
         return crate::cli::print(&format!("{}\n", json!(memory)));
     }
-    let measure = || dense_memory(&config, threads);
-    let dense = if args.no_dense { Dense::Skip } else { Dense::Beside(&measure) };
-    let report = step::run(&config, &make, dense)?;
-    let text = if args.json { format!("{:#}\n", object(&config, threads, &report)) } else { text(&config, &report) };
+    let plan = args.plan.as_deref().map(|path| Ok::<_, Error>((path, read_plan(path)?))).transpose()?;
+    let sparse = |spec: Spec| {
+        if let Some((path, plan)) = &plan {
+            plan.check_spec(&spec).map_err(|what| Error::data(path, what))?;
+        }
+        CpuBackend::with_plan(spec, threads, Isa::detect(), plan.as_ref().map(|(_, plan)| plan))
+    };
+    let memory = || dense_memory(&config, threads);
+    let beside = if args.no_dense { Dense::Skip } else { Dense::Beside { make: &dense, memory: &memory } };
+    let report = step::run(&config, &sparse, beside)?;
+    let text =
+        if args.json { format!("{:#}\n", object(&args, &config, threads, &report)) } else { text(&config, &report) };
     crate::cli::print(&text)
 }
 
@@ -148,7 +160,7 @@ fn dense_memory(config: &Config, threads: usize) -> Option<Memory> {
 }
 
 /// The JSON object.
-fn object(config: &Config, threads: usize, report: &Report) -> Value {
+fn object(args: &StepArgs, config: &Config, threads: usize, report: &Report) -> Value {
     let Report { sparse, dense, .. } = report;
     let engine = Engine::this();
     let mut all = json!({
@@ -177,6 +189,7 @@ fn object(config: &Config, threads: usize, report: &Report) -> Value {
         "warmup": config.warmup,
         "steps": config.steps,
         "seed": config.seed,
+        "plan": args.plan,
     });
     network(&mut all, "", config, Some(sparse), report.macs_dense);
     network(&mut all, "dense_", config, dense.as_ref(), report.macs_dense);
