@@ -14,6 +14,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("data", &["rng", "error"]),
         ("config", &["data", "shape", "sparsity", "error"]),
         ("optim", &["config", "error"]),
+        ("bench", &["backend", "error", "graph", "models", "rng", "shape", "sparsity"]),
         ("tune", &["backend", "error", "graph", "rng", "shape", "sparsity"]),
         ("checkpoint", &["config", "graph", "report", "error"]),
         ("report", &["backend", "config", "data", "error"]),
@@ -27,6 +28,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
             "cli",
             &[
                 "backend",
+                "bench",
                 "checkpoint",
                 "config",
                 "data",

@@ -1,5 +1,6 @@
 //! The command line, one file a subcommand: arguments -> configuration -> call. Nothing is computed here.
 
+mod bench;
 mod blocks;
 mod eval;
 mod format;
@@ -36,6 +37,7 @@ enum Command {
     Train(train::TrainArgs),
     Eval(eval::EvalArgs),
     Inspect(inspect::InspectArgs),
+    Bench(bench::BenchArgs),
     Tune(tune::TuneArgs),
 }
 
@@ -52,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Tune(args) => tune::run(args),
     };
     match done {

@@ -24,7 +24,7 @@ struct Arena<'a> {
 impl Arena<'_> {
     fn overlap(&self, a: TensorId, b: TensorId) -> bool {
         let [a, b] = [a, b].map(|t| self.spec.tensors[t.0 as usize]);
-        a.at < b.at + b.plane.len() && b.at < a.at + a.plane.len()
+        a.at < b.at + b.plane.room() && b.at < a.at + a.plane.room()
     }
 
     fn write(&mut self, t: TensorId) {
@@ -49,7 +49,7 @@ impl Arena<'_> {
 
 fn check_storage(p: &Program) {
     for (i, t) in p.spec.tensors.iter().enumerate() {
-        assert!(t.at + t.plane.len() <= p.spec.arena, "tensor {i} ends beyond the arena");
+        assert!(t.at + t.plane.room() <= p.spec.arena, "tensor {i} ends beyond the arena");
     }
     let mut arena = Arena { spec: &p.spec, held: vec![] };
     arena.write(p.input);
@@ -96,7 +96,7 @@ fn resnet_is_fused_and_its_memory_plan_holds() {
     // Saved: the images, each raw convolution, each join; all of them are alive when the backward pass begins.
     let saved: usize = std::iter::once(p.input)
         .chain(p.forward.iter().filter_map(|f| f.uses().1))
-        .map(|t| p.spec.tensors[t.0 as usize].plane.len())
+        .map(|t| p.spec.tensors[t.0 as usize].plane.room())
         .sum();
     let over = p.spec.arena as f64 / saved as f64;
     assert!((1.0..1.05).contains(&over), "{} numbers an image for {saved} saved", p.spec.arena);

@@ -1,6 +1,6 @@
 //! A backend with one planted fault: the suite must reject each, with a message that names the op at fault.
 
-use crate::common::operand::channel_of;
+use crate::common::operand::{channel_of, of_channel};
 use crate::common::rig::{f64s, reals};
 use sparse_engine::backend::{
     Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, PoolId, SgdStep, Spec, Store,
@@ -123,27 +123,15 @@ impl<B: Backend> Broken<B> {
             Fault::ReducedBeforeMasked if finish.reduce != [None; 2] => {
                 dx.finish.mask = Mask::All;
                 op(&mut self.inner, dx);
-                if let Mask::Positive(x) = finish.mask {
-                    // Masks what is there, by way of a copy of itself that adds to nothing.
-                    let g = self.inner.read_tensor(dx.t, n);
-                    let open = self.positive(x, n);
-                    let masked: Vec<_> =
-                        g.iter().zip(open).map(|(g, open)| if open { *g } else { B::Real::default() }).collect();
-                    self.inner.write_tensor(dx.t, n, &masked);
-                }
-                return;
+                let mut open = self.open(finish.mask, n);
+                return self.edit(dx.t, n, |v| *v = if open() { *v } else { 0.0 });
             }
             Fault::ReducedBeforeAdded if dx.write == Write::Accumulate && finish.reduce != [None; 2] => {
-                let old = f64s(&self.inner.read_tensor(dx.t, n));
+                let mut old = f64s(&self.inner.read_tensor(dx.t, n)).into_iter();
                 dx.write = Write::Overwrite;
                 op(&mut self.inner, dx);
-                let open = match finish.mask {
-                    Mask::Positive(x) => self.positive(x, n),
-                    Mask::All => vec![true; old.len()],
-                };
-                let mut old = old.iter().zip(open).map(|(v, open)| if open { *v } else { 0.0 });
-                self.edit(dx.t, n, |v| *v += old.next().unwrap());
-                return;
+                let mut open = self.open(finish.mask, n);
+                return self.edit(dx.t, n, |v| *v += old.next().filter(|_| open()).unwrap_or(0.0));
             }
             _ => {}
         }
@@ -154,25 +142,30 @@ impl<B: Backend> Broken<B> {
     fn moments(&self, x: TensorId, n: usize, c: usize) -> (f64, f64) {
         let plane = self.inner.spec().tensors[x.0 as usize].plane;
         let data = f64s(&self.inner.read_tensor(x, n));
-        let of: Vec<f64> = (0..data.len()).filter(|&i| channel_of(plane, i) == c).map(|i| data[i]).collect();
+        let of = of_channel(&data, plane, c);
         let mean = of.iter().sum::<f64>() / of.len() as f64;
         let var = of.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / of.len() as f64;
         (mean, 1.0 / (var + 1e-5).sqrt())
     }
 
-    /// Where an operand is positive, its norm being of the batch.
-    fn positive(&self, x: Input, n: usize) -> Vec<bool> {
-        let plane = self.inner.spec().tensors[x.t.0 as usize].plane;
-        let data = f64s(&self.inner.read_tensor(x.t, n));
-        let Some(norm) = x.norm else { return data.into_iter().map(|v| v > 0.0).collect() };
-        let spec = self.inner.spec().norms[norm.0 as usize];
-        let (gamma, beta) = (self.param(spec.gamma), self.param(spec.beta));
-        let moments: Vec<_> = (0..plane.c as usize).map(|c| self.moments(x.t, n, c)).collect();
-        let open = |(i, v): (usize, f64)| {
-            let c = channel_of(plane, i);
-            gamma[c] * (v - moments[c].0) * moments[c].1 + beta[c] > 0.0
-        };
-        data.into_iter().enumerate().map(open).collect()
+    /// Whether the mask passes the first, the second, ... element, its norm being of the batch.
+    fn open(&self, mask: Mask, n: usize) -> impl FnMut() -> bool + use<B> {
+        let mut open = vec![];
+        if let Mask::Positive(x) = mask {
+            open = f64s(&self.inner.read_tensor(x.t, n));
+            if let Some(norm) = x.norm {
+                let plane = self.inner.spec().tensors[x.t.0 as usize].plane;
+                let spec = self.inner.spec().norms[norm.0 as usize];
+                let (gamma, beta) = (self.param(spec.gamma), self.param(spec.beta));
+                let moments: Vec<_> = (0..plane.c as usize).map(|c| self.moments(x.t, n, c)).collect();
+                for (i, v) in open.iter_mut().enumerate() {
+                    let c = channel_of(plane, i);
+                    *v = gamma[c] * (*v - moments[c].0) * moments[c].1 + beta[c];
+                }
+            }
+        }
+        let mut open = open.into_iter();
+        move || open.next().is_none_or(|v| v > 0.0)
     }
 
     /// Adds to `y` what taps in the padding give if it holds the norm of zero.
@@ -329,22 +322,17 @@ impl<B: Backend> Backend for Broken<B> {
         };
         let spec = self.inner.spec().norms[through.norm.0 as usize];
         let (gamma, plane) = (self.param(spec.gamma), self.inner.spec().tensors[dy.t.0 as usize].plane);
-        let x = f64s(&self.inner.read_tensor(through.x, n));
-        let mean = |v: &[f64], c: usize| {
-            let of: Vec<f64> = (0..v.len()).filter(|&i| channel_of(plane, i) == c).map(|i| v[i]).collect();
-            of.iter().sum::<f64>() / of.len() as f64
-        };
         let g = f64s(&held);
         let wrong: Vec<(f64, f64)> = (0..plane.c as usize)
             .map(|c| {
-                let of_x = mean(&x, c);
-                let square: Vec<f64> = x.iter().map(|v| (v - of_x) * (v - of_x)).collect();
-                (gamma[c] / (mean(&square, c) + spec.eps).sqrt(), mean(&g, c))
+                let of = of_channel(&g, plane, c);
+                (gamma[c] * self.moments(through.x, n, c).1, of.iter().sum::<f64>() / of.len() as f64)
             })
             .collect();
-        let (mut i, at) = (0, |i| channel_of(plane, i));
+        let mut i = 0;
         self.edit(dy.t, n, |v| {
-            *v = wrong[at(i)].0 * (*v - wrong[at(i)].1);
+            let (scale, mean) = wrong[channel_of(plane, i)];
+            *v = scale * (*v - mean);
             i += 1;
         });
         self.inner.copy_backward(Grad::plain(dy.t), dx, n);

@@ -170,7 +170,9 @@ impl<B: Backend> Rig<B> {
                 let finish = Finish { reduce: [Some(normed), None], ..Finish::default() };
                 let dx = GradDst { t: dy.t, write: Write::Overwrite, finish };
                 let op = Backward::Copy { dy: Grad::plain(source), dx };
+                self.preparing = true;
                 self.backward("copy_backward for a norm", op, n, 1, 1, &[]);
+                self.preparing = false;
             }
         }
     }

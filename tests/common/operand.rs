@@ -46,6 +46,11 @@ pub fn channel_of(p: Plane, i: usize) -> usize {
     i / (p.h * p.w) as usize % p.c as usize
 }
 
+/// The numbers of channel `c` of an N,C,H,W tensor.
+pub fn of_channel(x: &[f64], p: Plane, c: usize) -> Vec<f64> {
+    x.chunks((p.h * p.w) as usize).skip(c).step_by(p.c as usize).flatten().copied().collect()
+}
+
 impl<B: Backend> Rig<B> {
     pub fn affine(&self, norm: NormId) -> (ParamId, ParamId) {
         let spec = self.exact.spec().norms[norm.0 as usize];
@@ -77,7 +82,9 @@ impl<B: Backend> Rig<B> {
         };
         let beta = channels.iter().enumerate().map(shift).collect();
         self.set_params(Store::Values, &[(self.affine(norm).1, beta)]);
+        self.preparing = true;
         self.forward("norm_stats", Forward::Stats { norm, x }, n, 1);
+        self.preparing = false;
     }
 
     /// The statistics of the reference's `x`.
@@ -85,7 +92,7 @@ impl<B: Backend> Rig<B> {
         let (p, x) = (self.plane(x), self.exact.read_tensor(x, n));
         let [gamma, beta] = <[ParamId; 2]>::from(self.affine(norm)).map(|id| self.param(id));
         let channel = |c: usize| {
-            let x: Vec<f64> = (0..x.len()).filter(|&i| channel_of(p, i) == c).map(|i| x[i]).collect();
+            let x = of_channel(&x, p, c);
             let m = x.len() as f64;
             let average = |f: &dyn Fn(f64) -> f64| x.iter().map(|&v| f(v)).sum::<f64>() / m;
             let mean = average(&|v| v);

@@ -50,12 +50,9 @@ impl Sides {
             let grad = Grad { t: dy, norm: through.then_some(Normed { norm: norm_y, x: y }) };
             rig.set_grad(grad, source, n, &format!("dy {n}"));
             let finish = Finish { mask: Mask::Positive(input), reduce: [Some(Normed { norm: norm_x, x }), None] };
-            for (write, finish) in [
-                (Write::Overwrite, Finish::default()),
-                (Write::Accumulate, Finish::default()),
-                (Write::Overwrite, finish),
-                (Write::Accumulate, finish),
-            ] {
+            let [first, second] =
+                if n % 2 == i % 2 { [finish, Finish::default()] } else { [Finish::default(), finish] };
+            for (write, finish) in [(Write::Overwrite, first), (Write::Accumulate, second)] {
                 let dx = GradDst { t: dx, write, finish };
                 rig.prepare(dx, n);
                 let backward = match pool {

@@ -39,7 +39,7 @@ impl Build {
     fn place(&mut self, [c, h, w]: [u32; 3]) -> TensorId {
         let plane = Plane { c, h, w };
         self.0.tensors.push(TensorSpec { plane, at: self.0.arena });
-        self.0.arena += plane.len();
+        self.0.arena += plane.room();
         TensorId(self.0.tensors.len() as u32 - 1)
     }
 
@@ -110,6 +110,8 @@ pub struct Rig<B: Backend> {
     /// What is known of each norm's coefficients.
     pub channels: Vec<Vec<Channel>>,
     what: String,
+    /// An op that only prepares another one's operands: what else it changes, the other one's check finds.
+    pub preparing: bool,
     tensors: Vec<(usize, Vec<f64>)>,
     stores: Vec<Vec<f64>>,
 }
@@ -125,6 +127,7 @@ impl<B: Backend> Rig<B> {
             mag: RefBackend::new(spec.clone()),
             channels: vec![vec![]; spec.norms.len()],
             what,
+            preparing: false,
             tensors: vec![(0, vec![]); spec.tensors.len()],
             stores: vec![vec![]; 4],
         };
@@ -218,6 +221,9 @@ impl<B: Backend> Rig<B> {
                 let (store, range) = in_store(self.exact.spec(), out.place);
                 self.stores[place_of(store)][range].copy_from_slice(&got);
             }
+        }
+        if self.preparing {
+            return;
         }
         for (t, (held_n, data)) in self.tensors.iter().enumerate() {
             let got = f64s(&self.dev.read_tensor(TensorId(t as u32), *held_n));

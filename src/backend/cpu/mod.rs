@@ -15,6 +15,7 @@ mod maxpool;
 mod norm;
 mod packed;
 pub mod plan;
+pub(crate) mod probe;
 mod simd;
 mod source;
 mod structure;

@@ -16,8 +16,8 @@ use crate::shape::ConvGeom;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Entries up to which one task computes both gradients of a patch, its sums in L2 beside the patches (256 KB).
-pub(super) const SHARED_ENTRIES: usize = 8192;
+/// Entries up to which one task computes both gradients of a patch, its sums in L2 beside the patches (128 KB).
+pub(super) const SHARED_ENTRIES: usize = 32768;
 
 /// Distances of channels and rows in floats.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -150,12 +150,12 @@ impl ConvPlan {
             y_made: Strides::default(),
             dx_made: Strides::default(),
         };
-        plan.size_patches();
         for e in 0..entries {
             let k = plan.position(e)[0];
             plan.outs[k + 1] += 1;
         }
         accumulate(&mut plan.outs);
+        plan.size_patches();
         if plan.how.forward == Kernel::Sparse || plan.how.weight == Kernel::Sparse {
             plan.build_forward();
         }

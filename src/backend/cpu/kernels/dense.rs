@@ -8,8 +8,8 @@
 //! the sparse kernel would not meet.
 #![allow(clippy::needless_range_loop)] // index loops of constant length become registers
 
-use super::super::simd::{Isa, V16, entry_points};
 use super::patch::{Grid, Out, Patch, Pixel, Start, Taps, part};
+use crate::backend::cpu::simd::{Isa, V16, entry_points};
 use std::ops::Range;
 
 /// Outputs that take their turns in a channel block before the next one: their weights (36 KB with 16 channels of 3x3)
@@ -20,7 +20,7 @@ const L1_BYTES: usize = 16 << 10;
 
 /// Channels a block for [`Taps::new`]: as many as keep a register block's pixels in L1, in blocks of equal size.
 /// `kernel`: rows and columns of taps, `stride`: columns of the source from one output column to the next.
-pub(in crate::backend::cpu) fn block(isa: Isa, channels: usize, kernel: [usize; 2], stride: usize) -> usize {
+pub(crate) fn block(isa: Isa, channels: usize, kernel: [usize; 2], stride: usize) -> usize {
     let pixels = if isa == Isa::Avx512 { 6 } else { 3 };
     let bytes = kernel[0] * ((pixels - 1) * stride.min(kernel[1]) + kernel[1]) * 64;
     let most = (L1_BYTES / bytes.max(1)).clamp(1, channels.max(1));
@@ -33,7 +33,7 @@ pub(in crate::backend::cpu) fn block(isa: Isa, channels: usize, kernel: [usize; 
 /// SAFETY: `isa` is available; `weights` holds `taps.weights()` of every output up to `outs.end`; taps and the grid stay
 /// inside `src` and `dst`, which do not overlap; nobody else uses the pixels written.
 #[allow(clippy::too_many_arguments)]
-pub(in crate::backend::cpu) unsafe fn dense(
+pub(crate) unsafe fn dense(
     isa: Isa,
     taps: &Taps,
     weights: &[f32],

@@ -1,6 +1,6 @@
 //! Places and shapes that all kernels share. Strides are in floats; a pixel is 16 floats, one an image.
 
-use super::super::layout::LANES;
+use crate::backend::cpu::layout::LANES;
 use std::ops::Range;
 
 /// Where a kernel reads: `[channels][rows][cols][16]` floats.
@@ -8,35 +8,35 @@ use std::ops::Range;
 /// Channels a multiple of 4 KB apart share cache sets, so that 8 of them fill these: a patch does best with `chan / 16`
 /// odd.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Patch {
-    pub(in crate::backend::cpu) ptr: *const f32,
-    pub(in crate::backend::cpu) chan: usize,
-    pub(in crate::backend::cpu) row: usize,
+pub(crate) struct Patch {
+    pub(crate) ptr: *const f32,
+    pub(crate) chan: usize,
+    pub(crate) row: usize,
 }
 
 /// Where it writes, and reads when it adds: `ptr` is the first pixel of output channel 0.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Out {
-    pub(in crate::backend::cpu) ptr: *mut f32,
-    pub(in crate::backend::cpu) chan: usize,
-    pub(in crate::backend::cpu) row: usize,
+pub(crate) struct Out {
+    pub(crate) ptr: *mut f32,
+    pub(crate) chan: usize,
+    pub(crate) row: usize,
     /// From one output column to the next.
-    pub(in crate::backend::cpu) step: usize,
+    pub(crate) step: usize,
 }
 
 /// Output pixels of one call, and how far the source moves from one row or column to the next.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Grid {
-    pub(in crate::backend::cpu) rows: usize,
-    pub(in crate::backend::cpu) cols: usize,
-    pub(in crate::backend::cpu) src_row: usize,
+pub(crate) struct Grid {
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) src_row: usize,
     /// `16 * stride` for forward pass and weight gradient, 16 for the data gradient.
-    pub(in crate::backend::cpu) src_step: usize,
+    pub(crate) src_step: usize,
 }
 
 /// What an output's sum starts from.
-#[derive(Clone, Copy)]
-pub(in crate::backend::cpu) enum Start<'a> {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Start<'a> {
     Zero,
     /// One number an output channel.
     Bias(&'a [f32]),
@@ -45,7 +45,7 @@ pub(in crate::backend::cpu) enum Start<'a> {
 }
 
 /// The taps of a dense layer in summing order.
-pub(in crate::backend::cpu) struct Taps {
+pub(crate) struct Taps {
     /// Input channels.
     pub(super) channels: usize,
     /// Taps a channel.
@@ -59,19 +59,19 @@ pub(in crate::backend::cpu) struct Taps {
 impl Taps {
     /// `taps`: offsets of one channel's taps from the pixel's place in the patch, in summing order; `chan`: the patch's
     /// channel stride; `block`: as of [`dense::block`](super::dense::block).
-    pub(in crate::backend::cpu) fn new(channels: usize, chan: usize, taps: &[u32], block: usize) -> Self {
+    pub(crate) fn new(channels: usize, chan: usize, taps: &[u32], block: usize) -> Self {
         let block = block.clamp(1, channels.max(1));
         let offs = (0..block).flat_map(|c| taps.iter().map(move |t| (c * chan) as u32 + t)).collect();
         Taps { channels, each: taps.len(), block, offs }
     }
 
     /// Weights an output.
-    pub(in crate::backend::cpu) fn weights(&self) -> usize {
+    pub(crate) fn weights(&self) -> usize {
         self.channels * self.each
     }
 
     /// Bytes of the offsets.
-    pub(in crate::backend::cpu) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         4 * self.offs.len()
     }
 }

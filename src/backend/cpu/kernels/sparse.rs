@@ -5,8 +5,8 @@
 //! L1 (Zen 3, AVX2).
 #![allow(clippy::needless_range_loop)] // index loops of constant length become registers
 
-use super::super::simd::{Isa, V16, entry_points};
 use super::patch::{Grid, Out, Patch, Start, part};
+use crate::backend::cpu::simd::{Isa, V16, entry_points};
 use std::ops::Range;
 
 /// Outputs whose pixels of one tile (28 KB with 7 pixels) wait for the next channel block.
@@ -14,12 +14,12 @@ const OUTPUTS: usize = 64;
 
 /// Non-zeros. Segment `o * blocks + b` holds those of output `o` whose input channel is in block `b`, in summing order.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Segments<'a> {
-    pub(in crate::backend::cpu) blocks: usize,
+pub(crate) struct Segments<'a> {
+    pub(crate) blocks: usize,
     /// First entry of each segment, and the end.
-    pub(in crate::backend::cpu) starts: &'a [u32],
+    pub(crate) starts: &'a [u32],
     /// Offset of each entry from the pixel's place in the patch.
-    pub(in crate::backend::cpu) offs: &'a [u32],
+    pub(crate) offs: &'a [u32],
 }
 
 /// `dst[o][row][col] = start + sum over the entries of output o of value * src[offset + row, col]` for the outputs and
@@ -28,7 +28,7 @@ pub(in crate::backend::cpu) struct Segments<'a> {
 /// SAFETY: `isa` is available; segments, offsets and the grid stay inside the lists, `src` and `dst`, which do not
 /// overlap; nobody else uses the pixels written.
 #[allow(clippy::too_many_arguments)]
-pub(in crate::backend::cpu) unsafe fn sparse(
+pub(crate) unsafe fn sparse(
     isa: Isa,
     s: &Segments,
     values: &[f32],

@@ -8,7 +8,7 @@ use std::arch::x86_64::*;
 
 /// The AVX2 + FMA vector: two 256-bit registers.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Avx2(__m256, __m256);
+pub(crate) struct Avx2(__m256, __m256);
 
 impl V16 for Avx2 {
     type Reg = M256;
@@ -127,7 +127,7 @@ impl V16 for Avx2 {
 
 /// One 256-bit register.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct M256(pub(super) __m256);
+pub(crate) struct M256(pub(super) __m256);
 
 impl Reg for M256 {
     const LANES: usize = 8;

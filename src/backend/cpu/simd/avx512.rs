@@ -9,7 +9,7 @@ use std::arch::x86_64::*;
 
 /// The AVX-512F vector: one 512-bit register.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Avx512(__m512);
+pub(crate) struct Avx512(__m512);
 
 impl V16 for Avx512 {
     type Reg = Avx512;

@@ -4,7 +4,7 @@ use super::{Eight, Reg, V16, sum8};
 
 /// The portable vector. `WIDE` gives it the tiles of AVX-512, which tests use where there is no AVX-512.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct Portable<const WIDE: bool = false>([f32; 16]);
+pub(crate) struct Portable<const WIDE: bool = false>([f32; 16]);
 
 impl<const WIDE: bool> Portable<WIDE> {
     #[inline(always)]
@@ -96,7 +96,7 @@ impl<const WIDE: bool> V16 for Portable<WIDE> {
 
 /// 8 lanes.
 #[derive(Clone, Copy)]
-pub(in crate::backend::cpu) struct P8([f32; 8]);
+pub(crate) struct P8([f32; 8]);
 
 // SAFETY of all bodies: pointers as the trait asks.
 impl Reg for P8 {

@@ -4,9 +4,9 @@
 //! reduced to one float each: 7 loads for 12 multiply-adds (AVX2).
 #![allow(clippy::needless_range_loop)] // index loops of constant length become registers
 
-use super::super::super::layout::LANES;
-use super::super::super::simd::{Eight, Isa, Reg, V16, entry_points};
-use super::super::patch::{Grid, Patch, Taps, part};
+use crate::backend::cpu::kernels::patch::{Grid, Patch, Taps, part};
+use crate::backend::cpu::layout::LANES;
+use crate::backend::cpu::simd::{Eight, Isa, Reg, V16, entry_points};
 use std::ops::Range;
 
 /// Pixels that a register block adds up before it is reduced: their 4 outputs of dy (16 KB) stay in L1 while all taps
@@ -19,7 +19,7 @@ const OUTPUTS: usize = 4;
 ///
 /// SAFETY: `isa` is available; taps and the grid stay inside `x` and `dy`, which hold floats in all 16 lanes.
 #[allow(clippy::too_many_arguments)]
-pub(in crate::backend::cpu) unsafe fn dense(
+pub(crate) unsafe fn dense(
     isa: Isa,
     taps: &Taps,
     x: Patch,
@@ -34,18 +34,18 @@ pub(in crate::backend::cpu) unsafe fn dense(
 }
 
 /// A call's operands.
-pub(in super::super) struct Call<'a> {
-    pub(in super::super) taps: &'a Taps,
-    pub(in super::super) x: Patch,
-    pub(in super::super) dy: Patch,
-    pub(in super::super) grid: Grid,
-    pub(in super::super) lanes: usize,
+pub(crate) struct Call<'a> {
+    pub(crate) taps: &'a Taps,
+    pub(crate) x: Patch,
+    pub(crate) dy: Patch,
+    pub(crate) grid: Grid,
+    pub(crate) lanes: usize,
 }
 
 entry_points!(kernel = blocks(c: &Call, outs: Range<usize>, sums: &mut [f32]));
 
 #[inline(always)]
-pub(in super::super) unsafe fn blocks<V: V16>(c: &Call, outs: Range<usize>, sums: &mut [f32]) {
+pub(crate) unsafe fn blocks<V: V16>(c: &Call, outs: Range<usize>, sums: &mut [f32]) {
     // SAFETY: as the caller's.
     unsafe {
         match (c.grid.src_step, c.lanes >= LANES) {

@@ -4,10 +4,10 @@
 //! products at a time are reduced to four floats.
 #![allow(clippy::needless_range_loop)] // index loops of constant length become registers
 
-use super::super::super::layout::LANES;
-use super::super::super::simd::{Eight, Isa, V16, entry_points, lane_mask, load_masked};
-use super::super::patch::{Grid, Patch, part};
-use super::super::sparse::Segments;
+use crate::backend::cpu::kernels::patch::{Grid, Patch, part};
+use crate::backend::cpu::kernels::sparse::Segments;
+use crate::backend::cpu::layout::LANES;
+use crate::backend::cpu::simd::{Eight, Isa, V16, entry_points, lane_mask, load_masked};
 use std::ops::Range;
 
 /// Adds to `sums[e]`, counted from the first entry of `outs`, the dot product of entry e for the pixels given, with
@@ -17,7 +17,7 @@ use std::ops::Range;
 /// SAFETY: `isa` is available; segments, offsets and the grid stay inside the lists, `x` and `dy`, which hold floats in all
 /// 16 lanes.
 #[allow(clippy::too_many_arguments)]
-pub(in crate::backend::cpu) unsafe fn sparse(
+pub(crate) unsafe fn sparse(
     isa: Isa,
     s: &Segments,
     x: Patch,
@@ -37,18 +37,18 @@ pub(in crate::backend::cpu) unsafe fn sparse(
 }
 
 /// A call's operands.
-pub(in super::super) struct Call<'a> {
-    pub(in super::super) s: &'a Segments<'a>,
-    pub(in super::super) x: Patch,
-    pub(in super::super) dy: Patch,
-    pub(in super::super) grid: Grid,
-    pub(in super::super) lanes: usize,
+pub(crate) struct Call<'a> {
+    pub(crate) s: &'a Segments<'a>,
+    pub(crate) x: Patch,
+    pub(crate) dy: Patch,
+    pub(crate) grid: Grid,
+    pub(crate) lanes: usize,
 }
 
 entry_points!(kernel = tiles(c: &Call, outs: Range<usize>, tile: usize, sums: &mut [f32]));
 
 #[inline(always)]
-pub(in super::super) unsafe fn tiles<V: V16>(c: &Call, outs: Range<usize>, tile: usize, sums: &mut [f32]) {
+pub(crate) unsafe fn tiles<V: V16>(c: &Call, outs: Range<usize>, tile: usize, sums: &mut [f32]) {
     // SAFETY: as the caller's.
     unsafe {
         match (c.grid.src_step, c.lanes >= LANES) {

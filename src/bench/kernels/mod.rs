@@ -1,0 +1,229 @@
+//! `bench kernels`: one operation of a backend at a time, as a network calls it, sparse beside dense.
+//!
+//! A bench is a network of one layer: a batch norm and ReLU before it, a batch norm behind it, all computed where they are
+//! read, unless `plain` leaves them out. Tensors exist several times over and take turns, so that a call finds them in
+//! memory rather than in a cache, as in a network. Every operation is checked first (`check/mod.rs`), at the batch that is
+//! timed.
+
+mod layer;
+
+use super::check::Verified;
+use super::stats::Spread;
+use crate::backend::{Backend, Plane, Spec};
+use crate::error::{Error, Result};
+use crate::shape::ConvGeom;
+use crate::sparsity::Density;
+use layer::Layer;
+use std::time::{Duration, Instant};
+
+/// Densities between which the crossover is looked for.
+const GRID: usize = 32;
+
+/// An operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Convolution forward, with the statistics of what it writes.
+    ConvFwd,
+    /// Data gradient: both gradients less the weight gradient, which the backend computes in one operation.
+    ConvDgrad,
+    /// Weight gradient.
+    ConvWgrad,
+    /// Linear layer, forward and both gradients.
+    Linear,
+    /// A batch norm with ReLU by itself: statistics, values, masked gradient with its sums, gradient of its input.
+    Bn,
+    /// Update of the weights with momentum.
+    Sgd,
+}
+
+impl Op {
+    /// Every operation with its name.
+    pub const ALL: [(&'static str, Op); 6] = [
+        ("conv_fwd", Op::ConvFwd),
+        ("conv_dgrad", Op::ConvDgrad),
+        ("conv_wgrad", Op::ConvWgrad),
+        ("linear", Op::Linear),
+        ("bn", Op::Bn),
+        ("sgd", Op::Sgd),
+    ];
+
+    /// Name, such as "conv_fwd".
+    pub fn name(self) -> &'static str {
+        Op::ALL.iter().find(|(_, op)| *op == self).map_or("", |(name, _)| name)
+    }
+}
+
+/// What to measure.
+#[derive(Clone, Copy, Debug)]
+pub struct Case {
+    /// The operation.
+    pub op: Op,
+    /// The layer. A batch norm uses its input only; a linear layer is a 1x1 convolution of a 1x1 plane.
+    pub geom: ConvGeom,
+    /// Images.
+    pub batch: usize,
+    /// Share of the weights that is kept.
+    pub density: Density,
+    /// Without batch norms and ReLUs around the layer.
+    pub plain: bool,
+    /// How long each side is timed at least.
+    pub time: Duration,
+    /// Whether to look for the density from which dense is not slower.
+    pub crossover: bool,
+    /// Seed of mask and numbers.
+    pub seed: u64,
+}
+
+/// Figures of one operation.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Kept weights.
+    pub nnz: u64,
+    /// Milliseconds a call.
+    pub ms: Spread,
+    /// The same with every weight kept; `None` where there are no weights to keep.
+    pub dense_ms: Option<Spread>,
+    /// FLOPs of a call (2 a multiply-accumulate of a kept weight, padding counted); `None` for what memory alone limits.
+    pub flops: Option<u64>,
+    /// Bytes of operands and results, each once, with a value and an index for each kept weight.
+    pub bytes: u64,
+    /// Smallest density, in 32nds, at which the dense layer is not slower than the sparse kernel; 1 if it always is.
+    pub crossover: Option<f64>,
+    /// What was checked.
+    pub verified: Verified,
+}
+
+/// Measures `case` on backends that `make` builds; for the crossover on those of `forced`, which must take the sparse kernel
+/// at any density.
+///
+/// # Errors
+/// A layer no backend takes; a wrong result, in which case there is no time.
+pub fn run<B: Backend>(
+    case: &Case,
+    make: &dyn Fn(Spec) -> Result<B>,
+    forced: &dyn Fn(Spec) -> Result<B>,
+) -> Result<Report> {
+    let mut sparse = Layer::new(case, case.density, make)?;
+    let verified = sparse.verify()?;
+    let weights = !matches!(case.op, Op::Bn);
+    let mut dense = weights.then(|| Layer::new(case, Density::ONE, make)).transpose()?;
+    if let Some(dense) = &mut dense {
+        dense.verify()?;
+    }
+    let (ms, dense_ms) = pair(&mut sparse, dense.as_mut(), case.time)?;
+    let mut report = Report {
+        nnz: sparse.nnz as u64,
+        ms,
+        dense_ms,
+        flops: case.flops(sparse.nnz),
+        bytes: case.bytes(sparse.nnz),
+        crossover: None,
+        verified,
+    };
+    drop(sparse);
+    if let (Some(dense), true) = (&mut dense, case.crossover && !matches!(case.op, Op::Bn | Op::Sgd)) {
+        // Below `low` sparse is faster, from `high` on dense is not slower.
+        let (mut low, mut high) = (0, GRID);
+        while high - low > 1 {
+            let middle = (low + high) / 2;
+            let density = Density::from_density(middle as f64 / GRID as f64)?;
+            let mut layer = Layer::new(case, density, forced)?;
+            layer.verify()?;
+            let (a, b) = pair(&mut layer, Some(&mut *dense), case.time / 3)?;
+            if b.is_some_and(|b| b.median <= a.median) { high = middle } else { low = middle }
+        }
+        report.crossover = Some(high as f64 / GRID as f64);
+    }
+    Ok(report)
+}
+
+impl Case {
+    /// Whether there is such a layer.
+    ///
+    /// # Errors
+    /// Sizes of zero, a kernel larger than its input, more than any memory holds, or a batch norm over a single value.
+    pub fn check(&self) -> Result<()> {
+        let g = &self.geom;
+        let sizes = [g.c, g.h, g.w, g.k, g.r, g.s, g.stride];
+        let fits = |side: u32, kernel: u32| u64::from(side) + 2 * u64::from(g.pad) >= u64::from(kernel);
+        if self.batch == 0 || sizes.contains(&0) || !fits(g.h, g.r) || !fits(g.w, g.s) {
+            return Err(Error::Usage(format!(
+                "no such layer: {g:?} with {} images; wanted sizes of at least 1 and a kernel that fits the padded input",
+                self.batch
+            )));
+        }
+        let largest =
+            [self.batch, g.c.max(g.k) as usize, g.h as usize + 2 * g.pad as usize, g.w as usize + 2 * g.pad as usize];
+        let numbers = largest.iter().try_fold(64usize, |n, &v| n.checked_mul(v));
+        let weights = sizes[3..6].iter().try_fold(g.c, |n, &v| n.checked_mul(v));
+        if numbers.is_none_or(|n| n > 1 << 40) || weights.is_none() {
+            return Err(Error::Usage(format!("{g:?} with {} images exceeds memory; use a smaller layer", self.batch)));
+        }
+        let norm = !self.plain && !matches!(self.op, Op::Linear | Op::Sgd);
+        let one = |p: Plane| self.batch * (p.h * p.w) as usize == 1;
+        if norm && (one(input(g)) || one(output(g))) {
+            return Err(Error::Usage(
+                "a batch norm over one value a channel is not defined; use more images, or --plain".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    fn flops(&self, nnz: usize) -> Option<u64> {
+        let once = 2 * nnz as u64 * u64::from(self.geom.p()) * u64::from(self.geom.q()) * self.batch as u64;
+        match self.op {
+            Op::ConvFwd | Op::ConvDgrad | Op::ConvWgrad => Some(once),
+            Op::Linear => Some(3 * once),
+            Op::Bn | Op::Sgd => None,
+        }
+    }
+
+    fn bytes(&self, nnz: usize) -> u64 {
+        let g = &self.geom;
+        let (x, y) = (input(g).len() * self.batch, output(g).len() * self.batch);
+        let y_of_norm = if self.plain { 0 } else { y }; // read for the gradient through it
+        let x_of_norm = if self.plain { 0 } else { x }; // read for mask and sums
+        let numbers = match self.op {
+            Op::ConvFwd => x + y + 2 * nnz,
+            Op::ConvDgrad => y + y_of_norm + x + x_of_norm + 2 * nnz,
+            Op::ConvWgrad => x + y + y_of_norm + 2 * nnz,
+            Op::Linear => (x + y) + (x + y) + (x + y) + 6 * nnz,
+            Op::Bn => x + 2 * x + 3 * x + 3 * x,
+            Op::Sgd => 5 * nnz,
+        };
+        4 * numbers as u64
+    }
+}
+
+fn input(g: &ConvGeom) -> Plane {
+    Plane { c: g.c, h: g.h, w: g.w }
+}
+
+fn output(g: &ConvGeom) -> Plane {
+    Plane { c: g.k, h: g.p(), w: g.q() }
+}
+
+/// Times two layers in turn.
+fn pair<B: Backend>(a: &mut Layer<B>, b: Option<&mut Layer<B>>, time: Duration) -> Result<(Spread, Option<Spread>)> {
+    let mut layers: Vec<&mut Layer<B>> = std::iter::once(a).chain(b).collect();
+    let mut ms = vec![vec![]; layers.len()];
+    for layer in &mut layers {
+        let _warm_up = [layer.call(), layer.call()];
+    }
+    let mut spent = vec![0.0; layers.len()];
+    while spent.iter().any(|&s| s < time.as_secs_f64()) || ms.iter().any(|m: &Vec<f64>| m.len() < 5) {
+        for ((layer, ms), spent) in layers.iter_mut().zip(&mut ms).zip(&mut spent) {
+            // A few calls in a row, so that a short one does not always follow the other layer's traffic.
+            let (mut turn, mut calls) = (0.0, 0);
+            while turn < 0.01 && calls < 8 {
+                let start = Instant::now();
+                ms.push(1e3 * layer.call());
+                turn += start.elapsed().as_secs_f64();
+                calls += 1;
+            }
+            *spent += turn;
+        }
+    }
+    let of = |ms: &Vec<f64>| Spread::of(ms).ok_or_else(|| Error::Failed("bench kernels: nothing was timed".into()));
+    Ok((of(&ms[0])?, ms.get(1).map(of).transpose()?))
+}

@@ -1,0 +1,223 @@
+//! `bench step`: training steps of a network, sparse and dense in turn.
+
+use super::step_text::text;
+use crate::backend::cpu::CpuBackend;
+use crate::backend::{Bytes, Spec};
+use crate::bench::memory::Memory;
+use crate::bench::step::{self, Config, Dense, Figures, Report};
+use crate::error::{Error, Result};
+use crate::models;
+use crate::report::{Engine, Machine};
+use crate::sparsity::{Density, Method};
+use serde_json::{Value, json};
+use std::process::Command;
+
+/// Version of the JSON object; it changes when a key changes its meaning or goes.
+const SCHEMA: u32 = 1;
+
+/// Times training steps of a sparse network beside the same network dense.
+///
+/// A step is the batch into the backend, forward, loss, backward and SGD on random images in memory. The two networks take
+/// turns, five steps each. Before anything is timed each operation of a step of each is checked in f64: exit code 1 and no
+/// time if one is wrong.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  sparse-engine bench step --sparsity 0.95 --threads 1\n  \
+                        sparse-engine bench step --model resnet56 --method uniform --json\n\n\
+                        Keys of the JSON object: docs/bench.md.")]
+pub(super) struct StepArgs {
+    /// Network: resnetN with N = 6D+2 for small images, resnet18, 34, 50, ..., wide-resnet50-2, vgg11 to 19, ...
+    #[arg(long, default_value = "resnet20")]
+    model: String,
+    /// Channels of the first segment, for networks that have a choice [default: 16]
+    #[arg(long, value_name = "N")]
+    width: Option<usize>,
+    /// Channels of an image [default: 3]
+    #[arg(long, value_name = "N")]
+    channels: Option<usize>,
+    /// Rows and columns of an image [default: 32; 224 for ImageNet networks]
+    #[arg(long, value_name = "N")]
+    image_size: Option<usize>,
+    /// Classes [default: 10; 1000 for ImageNet networks]
+    #[arg(long, value_name = "N")]
+    classes: Option<usize>,
+    /// How layers share the density: dense, uniform or erk
+    #[arg(long, default_value = "erk")]
+    method: String,
+    /// Share of the maskable weights that is pruned, in [0, 1) [default: 0.9]
+    #[arg(long, allow_hyphen_values = true)]
+    sparsity: Option<f64>,
+    /// Images a step [default: 128; 16 for ImageNet networks]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    batch: Option<u32>,
+    /// Where to compute
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    device: DeviceArg,
+    /// Worker threads [default: one a core]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Timed steps of each network [default: 30; 10 for ImageNet networks]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    steps: Option<u32>,
+    /// Steps before them
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    warmup: u32,
+    /// Seed of images, labels, masks and initial values
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Leave the dense network out
+    #[arg(long)]
+    no_dense: bool,
+    /// One JSON object instead of the table
+    #[arg(long)]
+    json: bool,
+    /// Print what memory this network takes, in a process that does nothing else
+    #[arg(long, hide = true)]
+    memory_only: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum DeviceArg {
+    /// This machine's processor
+    Cpu,
+}
+
+pub(super) fn run(args: StepArgs) -> Result<()> {
+    let threads = crate::cli::threads(args.threads);
+    let config = args.config()?;
+    let DeviceArg::Cpu = args.device;
+    let make = |spec: Spec| CpuBackend::new(spec, threads);
+    if args.memory_only {
+        let memory = step::memory_alone(&config, &make)?;
+        return crate::cli::print(&format!("{}\n", json!(memory)));
+    }
+    let measure = || dense_memory(&config, threads);
+    let dense = if args.no_dense { Dense::Skip } else { Dense::Beside(&measure) };
+    let report = step::run(&config, &make, dense)?;
+    let text = if args.json { format!("{:#}\n", object(&config, threads, &report)) } else { text(&config, &report) };
+    crate::cli::print(&text)
+}
+
+impl StepArgs {
+    fn config(&self) -> Result<Config> {
+        let method: Method = self.method.parse()?;
+        let density = match (method, self.sparsity) {
+            (Method::Dense, None | Some(0.0)) => Density::ONE,
+            (Method::Dense, Some(sparsity)) => {
+                return Err(Error::Usage(format!(
+                    "method dense keeps every weight, got sparsity {sparsity}: leave --sparsity out, or choose --method \
+                     uniform or erk"
+                )));
+            }
+            (_, sparsity) => Density::from_sparsity(sparsity.unwrap_or(0.9))?,
+        };
+        let (channels, image_size, classes) = models::default_image(&self.model)?;
+        let (batch, steps) = if image_size < 100 { (128, 30) } else { (16, 10) };
+        Ok(Config {
+            model: self.model.clone(),
+            width: self.width,
+            channels: self.channels.unwrap_or(channels),
+            image_size: self.image_size.unwrap_or(image_size),
+            classes: self.classes.unwrap_or(classes),
+            method,
+            density,
+            batch: self.batch.map_or(batch, |b| b as usize),
+            steps: self.steps.map_or(steps, |s| s as usize),
+            warmup: self.warmup as usize,
+            seed: self.seed,
+        })
+    }
+}
+
+/// Memory of the dense network in a process of its own; `None` if that fails.
+fn dense_memory(config: &Config, threads: usize) -> Option<Memory> {
+    let numbers = [
+        ("--channels", config.channels as u64),
+        ("--image-size", config.image_size as u64),
+        ("--classes", config.classes as u64),
+        ("--batch", config.batch as u64),
+        ("--threads", threads as u64),
+        ("--warmup", config.warmup as u64),
+        ("--seed", config.seed),
+    ];
+    let mut command = Command::new(std::env::current_exe().ok()?);
+    command.args(["bench", "step", "--memory-only", "--method", "dense", "--model", &config.model]);
+    command.args(numbers.iter().flat_map(|(name, value)| [name.to_string(), value.to_string()]));
+    command.args(config.width.iter().flat_map(|w| ["--width".to_string(), w.to_string()]));
+    let out = command.output().ok().filter(|out| out.status.success())?;
+    serde_json::from_slice(&out.stdout).ok()?
+}
+
+/// The JSON object.
+fn object(config: &Config, threads: usize, report: &Report) -> Value {
+    let Report { sparse, dense, .. } = report;
+    let engine = Engine::this();
+    let mut all = json!({
+        "schema": SCHEMA,
+        "bench": "step",
+        "version": engine.version,
+        "commit": engine.commit,
+        "dirty": engine.dirty,
+        "machine": Machine::this(),
+        "backend": report.backend,
+        "model": config.model,
+        "width": width(config),
+        "channels": config.channels,
+        "image_size": config.image_size,
+        "classes": config.classes,
+        "batch": config.batch,
+        "threads": threads,
+        "method": config.method,
+        "sparsity": sparsity(config),
+        "maskable": report.maskable,
+        "nnz": report.nnz,
+        "density": report.nnz as f64 / report.maskable as f64,
+        "density_flops": sparse.macs as f64 / report.macs_dense as f64,
+        "macs": sparse.macs,
+        "dense_macs": report.macs_dense,
+        "warmup": config.warmup,
+        "steps": config.steps,
+        "seed": config.seed,
+    });
+    network(&mut all, "", config, Some(sparse), report.macs_dense);
+    network(&mut all, "dense_", config, dense.as_ref(), report.macs_dense);
+    all["sparse_over_dense"] = json!(report.ratio);
+    all
+}
+
+/// The share that is pruned, without what the subtraction loses in binary.
+pub(super) fn sparsity(config: &Config) -> f64 {
+    ((1.0 - config.density.value()) * 1e12).round() / 1e12
+}
+
+/// The width in use; `None` for networks that have one only.
+pub(super) fn width(config: &Config) -> Option<usize> {
+    config.width.or(models::parse(&config.model).ok()?.standard_width())
+}
+
+/// The keys of one network; null without it.
+fn network(all: &mut Value, prefix: &str, config: &Config, figures: Option<&Figures>, macs_dense: u64) {
+    let mut put = |key: &str, value: Option<Value>| all[format!("{prefix}{key}")] = json!(value);
+    let of = |f: &dyn Fn(&Figures) -> Value| figures.map(f);
+    put("step_ms_median", of(&|f| json!(f.step_ms.median)));
+    put("step_ms_q1", of(&|f| json!(f.step_ms.q1)));
+    put("step_ms_q3", of(&|f| json!(f.step_ms.q3)));
+    put("step_ms_min", of(&|f| json!(f.step_ms.min)));
+    let phases = |f: &Figures| f.phases_ms.iter().map(|(p, ms)| (p.name().to_string(), json!(ms))).collect();
+    put("phases_ms", of(&|f| Value::Object(phases(f))));
+    put("images_per_s", of(&|f| json!(f.images_per_s(config.batch))));
+    put("gflops_effective", of(&|f| json!(f.gflops(f.macs, config.batch))));
+    put("gflops_nominal", of(&|f| json!(f.gflops(macs_dense, config.batch))));
+    let memory = figures.and_then(|f| f.memory);
+    put("start_rss_bytes", memory.map(|m| json!(m.start_rss_bytes)));
+    put("peak_rss_bytes", memory.map(|m| json!(m.peak_rss_bytes)));
+    put("bytes", of(&|f| bytes_object(&f.bytes)));
+    put("verified", of(&|f| json!(f.verified)));
+}
+
+fn bytes_object(b: &Bytes) -> Value {
+    let Bytes { values, indices, gradients, momentum, operand_copies, activations } = *b;
+    json!({
+        "values": values, "indices": indices, "gradients": gradients, "momentum": momentum,
+        "operand_copies": operand_copies, "activations": activations, "total": b.total(),
+    })
+}
