@@ -464,9 +464,9 @@ unsafe fn weight_patch(
         let dy = Patch { ptr: dy.ptr.add(row as usize * dy.at.row + col as usize * LANES), ..dy.patch() };
         match plan.how.weight {
             Kernel::Sparse => {
-                dots::sparse(isa, &plan.segments(), x.patch(), dy, grid, lanes, outs, plan.how.tile, sums)
+                dots::sparse::sparse(isa, &plan.segments(), x.patch(), dy, grid, lanes, outs, plan.how.tile, sums)
             }
-            Kernel::Dense => dots::dense(isa, plan.packed.taps(), x.patch(), dy, grid, lanes, outs, sums),
+            Kernel::Dense => dots::dense::dense(isa, plan.packed.taps(), x.patch(), dy, grid, lanes, outs, sums),
         }
     }
 }
