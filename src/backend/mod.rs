@@ -76,7 +76,7 @@ impl Plane {
     /// Numbers of one image's place in the arena: room for one more pixel a channel where their number is even, because a
     /// power of two between channels puts them all into the same cache sets.
     pub fn room(&self) -> usize {
-        self.c as usize * (self.h as usize * self.w as usize | 1)
+        self.c as usize * ((self.h as usize * self.w as usize) | 1)
     }
 
     /// Whether it holds nothing.

@@ -129,7 +129,7 @@ mod tests {
             (&b"\xff\xfe"[..], "no plan"),
             (b"[1]", "no plan"),
             (b"null", "no plan"),
-            (&[b'['; 100_000], "recursion"),
+            (&[b'['; 100_000], "no plan"),
             (&vec![b' '; LARGEST as usize + 1], "at most 8 MiB"),
         ] {
             assert!(refused(text).contains(wanted), "{wanted}: {}", refused(text));

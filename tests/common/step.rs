@@ -53,7 +53,9 @@ pub fn nan_is_kept<B: Backend>(make: &dyn Fn(Spec) -> B) {
                     "pool_forward" => i == 1,
                     _ => i == 17,
                 };
-                assert!(v.is_nan() == wanted, "{op} with NaN at 17, n = {n}: element {i} = {v}");
+                // A dense kernel multiplies pruned weights too: its NaN may reach the pixel's other channels, no other pixel.
+                let may = op == "conv_forward" && i < 48 && i % 16 == 1;
+                assert!(v.is_nan() == wanted || may, "{op} with NaN at 17, n = {n}: element {i} = {v}");
             }
         }
     }

@@ -102,7 +102,7 @@ unsafe impl Sync for View {}
 impl View {
     fn new(base: *mut f32, plane: Plane) -> Self {
         let row = plane.w as usize * LANES;
-        let chan = (plane.w as usize * plane.h as usize | 1) * LANES;
+        let chan = ((plane.w as usize * plane.h as usize) | 1) * LANES;
         View { base, plane, row, chan, block: chan * plane.c as usize }
     }
 

@@ -30,7 +30,7 @@ impl Strides {
     /// Of a patch of so many rows and columns. An odd number of pixels a channel keeps channels out of each other's cache
     /// sets.
     fn patch(rows: usize, cols: usize) -> Self {
-        Strides { chan: (rows * cols | 1) * LANES, row: cols * LANES }
+        Strides { chan: ((rows * cols) | 1) * LANES, row: cols * LANES }
     }
 }
 
@@ -285,7 +285,7 @@ impl ConvPlan {
     fn size_patches(&mut self) {
         let items = 0..self.items();
         let most = |windows: &dyn Fn(usize) -> Window| {
-            let sizes = items.clone().map(|i| windows(i)).map(|w| (w.rows, w.cols));
+            let sizes = items.clone().map(windows).map(|w| (w.rows, w.cols));
             sizes.fold((0, 0), |m, s| (m.0.max(s.0), m.1.max(s.1)))
         };
         let whole = |r: Rect| Window { row: 0, col: 0, rows: r.rows.len(), cols: r.cols.len() };
@@ -342,7 +342,7 @@ impl ConvPlan {
                 let st = g.stride as usize;
                 first = first.min((input.start / st) as isize - self.low_tap());
                 // The highest tap is that of kernel row 0.
-                let high = ((st - 1 + g.pad as usize) / st) as isize;
+                let high = (g.pad as usize).div_ceil(st) as isize;
                 end = end.max(((input.end - 1) / st) as isize + high + 1);
             }
             (first, (end - first) as usize)

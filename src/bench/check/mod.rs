@@ -301,7 +301,7 @@ fn poison<B: Backend>(b: &mut B, t: TensorId, n: usize) {
 }
 
 fn overlap<B: Backend>(b: &B, x: TensorId, y: TensorId) -> bool {
-    let end = |t: TensorSpec| t.at + t.plane.len();
+    let end = |t: TensorSpec| t.at + t.plane.room();
     let (x, y) = (b.spec().tensors[x.0 as usize], b.spec().tensors[y.0 as usize]);
     x.at < end(y) && y.at < end(x)
 }

@@ -92,7 +92,7 @@ impl<B: Backend> Layer<B> {
         }
         for plane in (0..copies).flat_map(|_| planes) {
             spec.tensors.push(TensorSpec { plane, at: spec.arena });
-            spec.arena += plane.len();
+            spec.arena += plane.room();
         }
         let (batch, nnz) = (case.batch, spec.params[0].range.len());
         let b = Watched::new(make(spec)?);

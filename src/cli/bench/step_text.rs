@@ -94,7 +94,8 @@ fn rest(config: &Config, report: &Report) -> Vec<Vec<String>> {
         row("peak memory above the start", size, &|f| f.memory.map(|m| m.above_start() as f64)),
         row("bytes held", size, &|f| Some(f.bytes.total() as f64)),
     ];
-    let kinds: [(&str, fn(&Bytes) -> u64); 6] = [
+    type Part = fn(&Bytes) -> u64;
+    let kinds: [(&str, Part); 6] = [
         ("  values", |b| b.values),
         ("  indices", |b| b.indices),
         ("  gradients", |b| b.gradients),

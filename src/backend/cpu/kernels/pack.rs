@@ -9,6 +9,7 @@ use std::ops::Range;
 
 /// Input pixels `stride * i + at`, which see the same taps.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(test), allow(dead_code))] // place and size are for the tests: the engine cuts classes by patches
 pub(crate) struct TapClass {
     /// First row and first column.
     pub(crate) at: [usize; 2],

@@ -114,10 +114,6 @@ impl V16 for Avx2 {
         unsafe { M256(_mm256_add_ps(self.0, self.1)) }
     }
     #[inline(always)]
-    unsafe fn add_folded(self, p: *mut f32) {
-        unsafe { _mm256_storeu_ps(p, _mm256_add_ps(_mm256_add_ps(self.0, self.1), _mm256_loadu_ps(p))) }
-    }
-    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         let mut a = [0.0; 8];
         unsafe { _mm256_storeu_ps(a.as_mut_ptr(), _mm256_add_ps(self.0, self.1)) };

@@ -110,10 +110,6 @@ impl V16 for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn add_folded(self, p: *mut f32) {
-        unsafe { _mm256_storeu_ps(p, _mm256_add_ps(self.folded().0, _mm256_loadu_ps(p))) }
-    }
-    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         let mut a = [0.0; 8];
         unsafe { _mm256_storeu_ps(a.as_mut_ptr(), self.folded().0) };

@@ -60,7 +60,7 @@ impl Isa {
     }
 }
 
-/// 16 lanes of f32. Pointers must be valid for 16 floats (8 for `add_folded`); no alignment is asked for.
+/// 16 lanes of f32. Pointers must be valid for 16 floats; no alignment is asked for.
 pub(super) trait V16: Copy {
     /// One register, of which dot products over lanes are made.
     type Reg: Reg;
@@ -105,8 +105,6 @@ pub(super) trait V16: Copy {
     unsafe fn masked(self, mask: Self) -> Self;
     /// Lanes `i` plus lanes `i + 8`.
     unsafe fn folded(self) -> <Self::Reg as Reg>::Eight;
-    /// Adds lanes `i` and `i + 8` to the 8 floats at `p`.
-    unsafe fn add_folded(self, p: *mut f32);
     /// Sum of the lanes as a fixed tree.
     unsafe fn sum(self) -> f32;
 }

@@ -83,12 +83,6 @@ impl<const WIDE: bool> V16 for Portable<WIDE> {
         P8(std::array::from_fn(|i| self.0[i] + self.0[i + 8]))
     }
     #[inline(always)]
-    unsafe fn add_folded(self, p: *mut f32) {
-        for i in 0..8 {
-            unsafe { *p.add(i) += self.0[i] + self.0[i + 8] }
-        }
-    }
-    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         sum8(std::array::from_fn(|i| self.0[i] + self.0[i + 8]))
     }
