@@ -94,10 +94,11 @@ impl ConvPlan {
         if self.how.weight == Kernel::Dense { outs.len() * dense } else { self.entries_of(outs).len() }
     }
 
-    /// Outputs are grouped so that a group's sums stay in L2.
+    /// Outputs are grouped so that a group's sums stay in L2; where both gradients are one task there is one group, however
+    /// many weights the dense kernel sums up for the few that are stored.
     fn groups(&self) -> usize {
         let outs = self.geom.k as usize;
-        self.sums_of(&(0..outs)).div_ceil(GROUP_SUMS).clamp(1, outs)
+        if self.is_shared() { self.sums_of(&(0..outs)).div_ceil(GROUP_SUMS).clamp(1, outs) } else { 1 }
     }
 
     /// Group `i`: outputs from the first whose entries begin at or after the i-th share of all entries.
