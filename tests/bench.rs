@@ -28,6 +28,7 @@ fn small(model: &str, batch: usize) -> Config {
         steps: 2,
         warmup: 2,
         seed: 3,
+        check: true,
     }
 }
 
@@ -43,7 +44,8 @@ fn a_step_with_a_fault_has_no_time() {
     let cpu = |spec: Spec| CpuBackend::new(spec, 2);
     let config = small("resnet8", 17);
     let good = with_fault(&config, None, &cpu).unwrap();
-    assert!(good.sparse.verified.worst <= 0.5, "the limits have room: {:?}", good.sparse.verified);
+    let verified = good.sparse.verified.unwrap();
+    assert!(verified.worst <= 0.5, "the limits have room: {verified:?}");
     for (fault, op) in [
         (UploadSwapsImages, "upload"),
         (ForwardImprecise, "conv_forward of conv"),
@@ -70,6 +72,17 @@ fn a_step_with_a_fault_has_no_time() {
 }
 
 #[test]
+fn a_check_can_be_left_out_but_not_by_default() {
+    let cpu = |spec: Spec| CpuBackend::new(spec, 2);
+    let config = Config { check: false, ..small("resnet8", 17) };
+    // The fault shows that nothing is checked, of either network: the test above finds it.
+    let make = |spec: Spec| Ok(Broken::new(cpu(spec)?, Fault::ForwardImprecise));
+    let report = step::run(&config, &make, Dense::Beside { make: &make, memory: &|| None }).unwrap();
+    assert_eq!((report.sparse.verified, report.dense.unwrap().verified), (None, None));
+    assert!(report.sparse.step_ms.min > 0.0);
+}
+
+#[test]
 fn faults_of_other_networks_are_found_too() {
     let cpu = |spec: Spec| CpuBackend::new(spec, 1);
     let config = Config { steps: 1, warmup: 1, ..small("resnet18", 2) };
@@ -88,7 +101,7 @@ fn faults_of_other_networks_are_found_too() {
 fn the_reference_passes_its_own_check() {
     for batch in [1, 5] {
         let report = with_fault(&small("resnet8", batch), Fault::None, &|spec| Ok(RefBackend::new(spec))).unwrap();
-        let verified = report.sparse.verified;
+        let verified = report.sparse.verified.unwrap();
         assert!(verified.values > 1000 && verified.worst < 1e-6, "f64 is far within what f32 may do: {verified:?}");
     }
 }
@@ -206,6 +219,7 @@ fn json_has_what_is_promised() {
             assert!(above > 0.0 && above < 200e6, "{prefix}: {above}");
         }
     }
+    assert_eq!(all["checked"], true);
     assert!(all["sparse_over_dense"]["median"].as_f64().unwrap() > 0.0);
     assert!(all["machine"]["cores"].as_u64().unwrap() >= 1 && all.as_object().unwrap().contains_key("commit"));
 }
@@ -217,6 +231,19 @@ fn without_the_twin_its_keys_are_null() {
     let expected = |k: &&str| k.starts_with("dense_") || ["sparse_over_dense", "commit", "dirty", "plan"].contains(k);
     assert!(nulls.iter().all(expected) && nulls.contains(&"dense_step_ms_median"), "{nulls:?}");
     assert_eq!((&all["sparsity"], &all["density_flops"]), (&0.0.into(), &1.0.into()));
+}
+
+#[test]
+fn no_check_is_told() {
+    let all = json(&format!("{TINY} --steps 2 --no-check --json"));
+    assert_eq!(all["checked"], false);
+    for prefix in ["", "dense_"] {
+        assert!(all[format!("{prefix}verified")].is_null() && all[format!("{prefix}step_ms_min")].is_number());
+    }
+    let (code, text, _) = program(&format!("{TINY} --steps 2 --no-dense --no-check"));
+    assert!(code == 0 && text.contains("not checked (--no-check)") && !text.contains("checked in f64"), "{text}");
+    let (_, help, _) = program("bench step --help");
+    assert!(help.contains("--no-check"), "{help}");
 }
 
 #[test]

@@ -20,7 +20,7 @@ const SCHEMA: u32 = 1;
 ///
 /// A step is the batch into the backend, forward, loss, backward and SGD on random images in memory. The two networks take
 /// turns, five steps each. Before anything is timed each operation of a step of each is checked in f64: exit code 1 and no
-/// time if one is wrong.
+/// time if one is wrong. --no-check leaves that out.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  sparse-engine bench step --sparsity 0.95 --threads 1\n  \
                         sparse-engine bench step --model resnet56 --method uniform --json\n\n\
@@ -71,6 +71,9 @@ pub(super) struct StepArgs {
     /// Leave the dense network out
     #[arg(long)]
     no_dense: bool,
+    /// Leave the check out, which takes minutes for large networks: for more timings of what this program has checked before
+    #[arg(long)]
+    no_check: bool,
     /// One JSON object instead of the table
     #[arg(long)]
     json: bool,
@@ -136,6 +139,7 @@ impl StepArgs {
             steps: self.steps.map_or(steps, |s| s as usize),
             warmup: self.warmup as usize,
             seed: self.seed,
+            check: !self.no_check,
         })
     }
 }
@@ -190,6 +194,7 @@ fn object(args: &StepArgs, config: &Config, threads: usize, report: &Report) -> 
         "steps": config.steps,
         "seed": config.seed,
         "plan": args.plan,
+        "checked": config.check,
     });
     network(&mut all, "", config, Some(sparse), report.macs_dense);
     network(&mut all, "dense_", config, dense.as_ref(), report.macs_dense);
@@ -224,7 +229,7 @@ fn network(all: &mut Value, prefix: &str, config: &Config, figures: Option<&Figu
     put("start_rss_bytes", memory.map(|m| json!(m.start_rss_bytes)));
     put("peak_rss_bytes", memory.map(|m| json!(m.peak_rss_bytes)));
     put("bytes", of(&|f| bytes_object(&f.bytes)));
-    put("verified", of(&|f| json!(f.verified)));
+    put("verified", figures.and_then(|f| f.verified).map(|v| json!(v)));
 }
 
 fn bytes_object(b: &Bytes) -> Value {

@@ -4,7 +4,7 @@ use super::step::{sparsity, width};
 use super::table::{aligned, digits};
 use crate::backend::Bytes;
 use crate::bench::step::{Config, Figures, Report};
-use crate::bench::{Phase, Spread};
+use crate::bench::{Phase, Spread, Verified};
 use crate::cli::format::{bytes, count, percent};
 use crate::report::{Engine, Machine};
 
@@ -19,7 +19,7 @@ pub(super) fn text(config: &Config, report: &Report) -> String {
 
 fn head(config: &Config, report: &Report) -> String {
     let Config { model, batch, channels, image_size, classes, method, .. } = config;
-    let (machine, verified) = (Machine::this(), report.sparse.verified);
+    let machine = Machine::this();
     let width = width(config).map(|w| format!(", width {w}")).unwrap_or_default();
     let pruned = (sparsity(config) * 1e12).round() / 1e10;
     let kept = percent(report.nnz as f64 / report.maskable as f64, 1);
@@ -28,14 +28,23 @@ fn head(config: &Config, report: &Report) -> String {
         "{model}{width}, batch {batch} of {channels}x{image_size}x{image_size}, {classes} classes\n\
          {method}, {pruned} % pruned: {kept} of the weights left, {macs} of the multiply-accumulates\n\
          {} on {}, {} cores; sparse-engine {}\n\
-         checked in f64: {} operations of a step, {} numbers; the largest error is {} of what rounding may do\n",
+         {}\n",
         report.backend,
         machine.cpu,
         machine.cores,
         Engine::this(),
-        verified.operations,
-        count(verified.values),
-        percent(verified.worst, 0)
+        checked(report.sparse.verified)
+    )
+}
+
+/// What was checked, or that nothing was.
+fn checked(verified: Option<Verified>) -> String {
+    let Some(Verified { operations, values, worst }) = verified else {
+        return "not checked (--no-check): these are times of results that nobody has looked at".into();
+    };
+    let (values, worst) = (count(values), percent(worst, 0));
+    format!(
+        "checked in f64: {operations} operations of a step, {values} numbers; the largest error is {worst} of what rounding may do"
     )
 }
 
