@@ -38,12 +38,23 @@ class Sample:
 
 @dataclasses.dataclass
 class Program:
-    """One command; its answer fills the row `name`, and the engine's also the row of its dense network."""
+    """One command; its answer fills the row `name`, and with `has_dense` also the row of the engine's dense network."""
 
     name: str
     command: list
     asked: dict  # what the answer must repeat
     is_engine: bool = False
+    has_dense: bool = False
+
+    def timing(self, dense, check):
+        """The engine's command, with its dense network beside the sparse one or without, and checked or not.
+
+        The answer must say the same of the check, so that no engine that does not know it, and no argument passed on,
+        leaves it out unnoticed.
+        """
+        flags = [*([] if dense else ["--no-dense"]), *([] if check else ["--no-check"])]
+        asked = {**self.asked, "checked": check}
+        return dataclasses.replace(self, command=[*self.command, *flags], asked=asked, has_dense=dense)
 
     def run(self, env, timeout_s):
         """Runs it; returns its samples by row name, and its answer."""
@@ -73,7 +84,7 @@ class Program:
             above_start(answer),
             self._detail(answer),
         )
-        if not self.is_engine:
+        if not self.has_dense:
             return {self.name: main}
         dense = Sample(
             _positive(answer, "dense_step_ms_median"),
@@ -113,7 +124,7 @@ def torch_program(python, variant, model, batch, threads, seconds, method=None, 
 
 
 def engine_program(engine, model, batch, threads, method, sparsity, extra=()):
-    """`sparse-engine bench step`, which times its own dense network in the same process."""
+    """`sparse-engine bench step`; see `Program.timing` for what else it is told."""
     command = [
         engine,
         "bench",
@@ -174,6 +185,8 @@ def above_start(answer, prefix=""):
 
 def _same(got, want):
     """Numbers to rounding, names without regard to case and punctuation."""
+    if isinstance(want, bool):
+        return got is want
     if isinstance(want, str):
         return isinstance(got, str) and _letters(got) == _letters(want)
     return not isinstance(got, bool) and isinstance(got, (int, float)) and abs(got - want) < 1e-6

@@ -22,12 +22,12 @@ OURS = "this engine, uniform 90 %"
 ANSWER = {
     "model": "resnet20", "batch": 128, "threads": 2, "method": "uniform", "sparsity": 0.9, "density_flops": 0.105,
     "step_ms_median": 50.0, "step_ms_min": 45.0, "dense_step_ms_median": 210.0, "dense_step_ms_min": 200.0,
-    "peak_rss_bytes": 150e6, "start_rss_bytes": 10e6, "some_new_field": [1, 2],
+    "peak_rss_bytes": 150e6, "start_rss_bytes": 10e6, "checked": True, "some_new_field": [1, 2],
 }  # fmt: skip
 
 
-def engine_program():
-    return programs.engine_program("engine", "resnet20", 128, 2, "uniform", 0.9)
+def engine_program(dense=True, check=True):
+    return programs.engine_program("engine", "resnet20", 128, 2, "uniform", 0.9).timing(dense, check)
 
 
 class Answers(unittest.TestCase):
@@ -35,6 +35,16 @@ class Answers(unittest.TestCase):
         got = engine_program().samples(ANSWER)
         self.assertEqual(got[OURS], programs.Sample(50.0, 45.0, 140e6, "10.5 % of the MACs"))
         self.assertEqual(got[DENSE], programs.Sample(210.0, 200.0, None))
+
+    def test_without_its_dense_network_the_engine_fills_one_row(self):
+        answer = {**ANSWER, "dense_step_ms_median": None, "dense_step_ms_min": None}
+        self.assertEqual(list(engine_program(dense=False).samples(answer)), [OURS])
+
+    def test_an_answer_that_was_checked_otherwise_than_asked_is_refused(self):
+        for check, told in ((True, False), (False, True), (True, None), (False, None), (True, 1), (False, 0)):
+            with self.subTest(check=check, told=told), self.assertRaisesRegex(programs.Failed, "answered for checked"):
+                engine_program(check=check).samples({**ANSWER, "checked": told})
+        self.assertIn(OURS, engine_program(check=False).samples({**ANSWER, "checked": False}))
 
     def test_memory_of_the_dense_network_where_it_is_told(self):
         got = engine_program().samples({**ANSWER, "dense_peak_rss_bytes": 250e6})
@@ -78,6 +88,10 @@ class Answers(unittest.TestCase):
         ours = programs.engine_program("e", "resnet20", 16, 2, "erk", 0.95, ["--plan", "p"])
         want = "e bench step --model resnet20 --method erk --sparsity 0.95 --batch 16 --threads 2 --json --plan p"
         self.assertEqual(ours.command, want.split())
+        self.assertEqual(ours.timing(dense=True, check=True).command, want.split())
+        self.assertEqual(ours.timing(dense=True, check=False).command[-1:], ["--no-check"])
+        self.assertEqual(ours.timing(dense=False, check=False).command[-2:], ["--no-dense", "--no-check"])
+        self.assertEqual(ours.command, want.split())  # a timing is a copy
 
     def test_interleaving_alternates(self):
         self.assertEqual(programs.interleave([1, 3], [2, 4]), [1, 2, 3, 4])
@@ -88,7 +102,7 @@ class Answers(unittest.TestCase):
 STAND_IN = """\
 #!{python} -IS
 # Stands for both programs: as the engine, and as a Python that runs torch_step.py.
-import json, sys
+import json, os, sys
 args = sys.argv[1:]
 if args == ["--version"]:
     print("sparse-engine 0.1.0 (0123456789ab)")
@@ -99,9 +113,16 @@ if args[0] == "-c":
 value = lambda key: args[args.index(key) + 1]
 answer = {{"model": value("--model"), "batch": int(value("--batch")), "threads": int(value("--threads"))}}
 if args[0] == "bench":
+    asked = {{"--no-dense", "--no-check"}} & set(args)
+    with open(os.path.join(os.path.dirname(sys.argv[0]), "calls"), "a") as f:
+        print(value("--method"), value("--sparsity"), *sorted(asked), file=f)
+    if value("--sparsity") == {broken!r}:
+        sys.exit("a result is wrong")
     answer |= {{"method": value("--method"), "sparsity": float(value("--sparsity")), "density_flops": 0.1,
-               "step_ms_median": 50.0, "step_ms_min": 48.0, "dense_step_ms_median": 190.0, "dense_step_ms_min": 180.0,
-               "peak_rss_bytes": 111_000_000, "start_rss_bytes": 11_000_000}}
+               "step_ms_median": 50.0, "step_ms_min": 48.0, "peak_rss_bytes": 111_000_000,
+               "start_rss_bytes": 11_000_000, "checked": "--no-check" not in asked}}
+    if "--no-dense" not in asked:
+        answer |= {{"dense_step_ms_median": 190.0, "dense_step_ms_min": 180.0}}
 else:
     variant = value("--variant")
     if variant == "sparseprop":
@@ -137,6 +158,55 @@ class WholeRun(unittest.TestCase):
                 compare.main()
         return stop.exception.code, out.getvalue(), err.getvalue()
 
+    def calls(self):
+        """How the engine was called, in order, since the last look."""
+        path = os.path.join(self.folder.name, "calls")
+        with open(path, encoding="utf-8") as f:
+            lines = f.read().splitlines()
+        os.remove(path)
+        return lines
+
+    def test_the_first_round_checks_and_the_first_case_has_the_dense_network(self):
+        code, _, err = self.run_it("--pairs", "3", "--variants", "eager", "--sparsity", "0.8", "--sparsity", "0.9")
+        self.assertEqual(code, 0, err)
+        later = ["uniform 0.8 --no-check", "uniform 0.9 --no-check --no-dense"]
+        self.assertEqual(self.calls(), ["uniform 0.8", "uniform 0.9 --no-dense", *later, *later])
+
+    def test_where_the_first_case_fails_the_next_has_the_dense_network_checked(self):
+        code, out, _ = self.run_it("--pairs", "2", "--variants", "eager", broken="0.8")
+        self.assertEqual(code, 1)
+        first = ["uniform 0.8", "uniform 0.9", "uniform 0.95 --no-dense"]
+        self.assertEqual(self.calls(), [*first, "uniform 0.9 --no-check", "uniform 0.95 --no-check --no-dense"])
+        self.assertRegex(out, "this engine, dense +190 ")
+        self.assertRegex(out, "this engine, uniform 80 % +exit code 1: a result is wrong")
+
+    def test_each_model_is_checked(self):
+        models = ["--model", "resnet20", "--model", "vgg16"]
+        self.run_it("--pairs", "1", "--variants", "eager", "--sparsity", "0.9", *models)
+        self.assertEqual(self.calls(), ["uniform 0.9"] * 2)
+
+    def test_an_engine_that_changes_meanwhile_ends_the_run(self):
+        plan = os.path.join(self.folder.name, "plan.json")
+        with open(plan, "w", encoding="utf-8") as f:
+            f.write("{}")
+        both = [f"--engine-args=--plan={plan}", f"--engine-args=--plan {plan}"]
+        for file, engine_args in zip((os.path.join(self.folder.name, "stand-in"), plan), both):
+            real, runs = programs.Program.run, []
+
+            def run(program, env, timeout_s, file=file, real=real, runs=runs):
+                runs.append(program)
+                if len(runs) == 3:
+                    with open(file, "a", encoding="utf-8") as f:
+                        f.write("\n")
+                return real(program, env, timeout_s)
+
+            more = ["--pairs", "4", "--variants", "eager", "--sparsity", "0.9", engine_args]
+            with self.subTest(file), mock.patch.object(programs.Program, "run", run):
+                code, out, _ = self.run_it(*more)
+                self.assertEqual(code, f"compare: {file} is not the file it was when the run began; start it again")
+                self.assertEqual(self.calls(), ["uniform 0.9"])
+                self.assertNotIn("| this engine", out)
+
     def test_a_run(self):
         file = os.path.join(self.folder.name, "out.json")
         code, out, err = self.run_it(
@@ -157,12 +227,14 @@ class WholeRun(unittest.TestCase):
             self.assertIn(wanted, out)
         first = [line.strip().split(":")[0] for line in err.splitlines() if line.startswith("  ")][:6]
         engine = ["this engine, uniform 80 %", DENSE]
-        self.assertEqual(first, [EAGER, *engine, COMPILED, "this engine, uniform 90 %", DENSE])
+        self.assertEqual(first[:5], [EAGER, *engine, COMPILED, "this engine, uniform 90 %"])
+        self.assertNotIn(DENSE, first[5:])
         with open(file, encoding="utf-8") as f:
             report = json.load(f)
         self.assertEqual(len(report["rounds"]), 2)
         self.assertEqual(len(report["rounds"][0]["runs"]), 4 + 6)
         self.assertEqual(report["tables"][0]["rows"][0]["median_ms"], 200.0)
+        self.assertEqual([len(h) for h in report["engine_files"].values()], [64])
 
     def test_a_failing_program_is_named_and_tried_once(self):
         code, out, err = self.run_it("--pairs", "3", broken="compiled")
