@@ -9,8 +9,8 @@ use sparse_engine::Result;
 use sparse_engine::backend::cpu::CpuBackend;
 use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::backend::{Backend, Spec};
-use sparse_engine::bench::kernels::{self, Case, Op};
-use sparse_engine::bench::step::{self, Config, Dense};
+use sparse_engine::bench::kernels::{self, Case, CheckedConv, Op, Pass};
+use sparse_engine::bench::step::{self, CheckedStep, Config, Dense};
 use sparse_engine::shape::ConvGeom;
 use sparse_engine::sparsity::{Density, Method};
 use std::time::Duration;
@@ -138,6 +138,41 @@ fn every_operation_is_checked_alone() {
         };
         let error = run(fault).err().unwrap_or_else(|| panic!("{name} with {fault:?} has a time"));
         assert!(error.exit_code() == 1 && error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
+fn what_other_harnesses_time_is_checked() {
+    let make = |fault| move |spec: Spec| Ok(Broken::new(CpuBackend::new(spec, 2)?, fault));
+    let config = Config { check: false, ..small("resnet8", 5) };
+    let mut good = CheckedStep::new(&config, &make(Fault::None)).unwrap();
+    good.step().unwrap();
+    assert!(CheckedStep::new(&config, &make(Fault::ForwardImprecise)).is_err());
+    let report = with_fault(&config, Fault::None, &|spec| CpuBackend::new(spec, 2)).unwrap();
+    assert_eq!(config.flops().unwrap(), 6 * 5 * report.sparse.macs);
+
+    let case = |density| Case {
+        op: Op::Sgd,
+        geom: ConvGeom { c: 5, h: 9, w: 7, k: 6, r: 3, s: 3, stride: 2, pad: 1 },
+        batch: 17,
+        density: Density::from_density(density).unwrap(),
+        plain: false,
+        time: Duration::ZERO,
+        crossover: false,
+        seed: 1,
+    };
+    for density in [0.3, 1.0] {
+        let case = case(density);
+        let mut good = CheckedConv::new(&case, &make(Fault::None)).unwrap();
+        Pass::ALL.iter().for_each(|&(_, pass)| good.call(pass));
+        for fault in [Fault::ForwardForgetsLastImage, Fault::WeightDropsLastImage, Fault::MaskIgnored] {
+            assert!(CheckedConv::new(&case, &make(fault)).is_err(), "{fault:?} at density {density}");
+        }
+        let (nnz, x, y) = ((270.0 * density) as u64, 17 * 5 * 63, 17 * 6 * 20);
+        let flops = 2 * nnz * 17 * 20;
+        assert_eq!(case.work(Pass::Forward), (flops, 4 * (x + y + 2 * nnz)));
+        assert_eq!(case.work(Pass::WeightGradient), (flops, 4 * (x + 2 * y + 2 * nnz)));
+        assert_eq!(case.work(Pass::BothGradients), (2 * flops, 4 * (2 * x + 2 * y + 3 * nnz)));
     }
 }
 

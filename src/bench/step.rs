@@ -54,6 +54,16 @@ pub struct Config {
     pub check: bool,
 }
 
+impl Config {
+    /// FLOPs of a training step, of the kept weights: 2 a multiply-accumulate, three times forward (paper section 6).
+    ///
+    /// # Errors
+    /// A configuration that no network fits.
+    pub fn flops(&self) -> Result<u64> {
+        Ok(6 * Network::new(self, self.method, self.density)?.macs * self.batch as u64)
+    }
+}
+
 /// Builds the backend of a network.
 pub type Make<'a, B> = &'a dyn Fn(Spec) -> Result<B>;
 
@@ -168,6 +178,35 @@ pub fn run<B: Backend>(config: &Config, make: Make<B>, dense: Dense<B>) -> Resul
         dense: other.map(|(runner, memory)| runner.figures(memory)).transpose()?,
         ratio: Spread::of(&ratios),
     })
+}
+
+/// A network in training of which a step was checked, to be timed by other means than [`run`], such as the Criterion benches.
+pub struct CheckedStep<B: Backend> {
+    runner: Runner<B>,
+    batch: Batch<B::Real>,
+}
+
+impl<B: Backend> CheckedStep<B> {
+    /// The network of `config`, warmed up and then checked, whatever `check` says; `steps` does not matter.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub fn new(config: &Config, make: Make<B>) -> Result<Self> {
+        let network = Network::new(config, config.method, config.density)?;
+        let batch = Batch::new(config);
+        let mut runner = Runner::new("timed", &network, config, make)?;
+        runner.warm_up(&batch, config.warmup)?;
+        runner.verify(&network, &batch)?;
+        Ok(CheckedStep { runner, batch })
+    }
+
+    /// One training step.
+    ///
+    /// # Errors
+    /// A loss that is not finite.
+    pub fn step(&mut self) -> Result<()> {
+        self.runner.step(&self.batch).map(drop)
+    }
 }
 
 /// Memory of this process while it trains `config`: nothing else must have been done in it.

@@ -1,6 +1,6 @@
 //! The network of one layer that a bench runs.
 
-use super::{Case, Op, input, output};
+use super::{Case, Op, Pass, input, output};
 use crate::backend::{
     Backend, ConvId, ConvSpec, Finish, Grad, GradDst, Input, Mask, NormId, NormSpec, Normed, ParamId, ParamSpec, Plane,
     Real, SgdStep, Spec, Store, TensorId, TensorSpec, Write,
@@ -200,6 +200,17 @@ impl<B: Backend> Layer<B> {
                 self.b.copy_backward(Grad { t: t.dy, norm: Some(normed) }, to(t.dx, Finish::default()), n);
             }
             Op::Sgd => self.b.sgd(SgdStep { lr: 1e-3, momentum: 0.9, weight_decay: 5e-4, nesterov: true }),
+        }
+    }
+
+    /// One pass of a convolution, on the next copy.
+    pub(super) fn pass(&mut self, pass: Pass) {
+        let t = Tensors::of(self.next);
+        self.next = (self.next + 1) % self.copies;
+        match pass {
+            Pass::Forward => self.forward(t),
+            Pass::WeightGradient => self.backward(t, false),
+            Pass::BothGradients => self.backward(t, true),
         }
     }
 

@@ -5,6 +5,7 @@
 //! memory rather than in a cache, as in a network. Every operation is checked first (`check/mod.rs`), at the batch that is
 //! timed.
 
+mod checked;
 mod layer;
 
 use super::check::Verified;
@@ -15,6 +16,8 @@ use crate::shape::ConvGeom;
 use crate::sparsity::Density;
 use layer::Layer;
 use std::time::{Duration, Instant};
+
+pub use checked::{CheckedConv, Pass};
 
 /// Densities between which the crossover is looked for.
 const GRID: usize = 32;
