@@ -5,7 +5,7 @@
 
 use super::layout::{LANES, View};
 use super::simd::{Isa, V16, entry_points};
-use super::source::{Eval, Source, with_input};
+use super::source::{AHEAD_PIXELS, Eval, Source, with_input};
 use std::ops::Range;
 
 /// Part of one channel of one block of images.
@@ -128,12 +128,13 @@ unsafe fn area_stats<V: V16, const COPY: bool, const AROUND: bool>(x: View, a: A
             q0.add(q1).store(sq.as_mut_ptr());
             // All lanes relative to the first lane's base, so that the merge is plain sums.
             let origin = f64::from(base_[0]);
-            let (mut s, mut q) = (0.0, 0.0);
-            for l in 0..a.lanes {
+            let (mut s, mut q) = ([0f64; LANES], [0f64; LANES]);
+            for l in 0..LANES {
                 let (b, sl, ql) = (f64::from(base_[l]) - origin, f64::from(sum[l]), f64::from(sq[l]));
-                s += count * b + sl;
-                q += count * b * b + 2.0 * b * sl + ql;
+                s[l] = count * b + sl;
+                q[l] = (count * b + 2.0 * sl) * b + ql;
             }
+            let (s, q) = (sum_of(&s, a.lanes), sum_of(&q, a.lanes));
             let n = count * a.lanes as f64;
             let m2 = q - s * s / n;
             let m2 = if m2 < 0.0 { 0.0 } else { m2 }; // NaN stays
@@ -271,12 +272,21 @@ unsafe fn finish_rows<V: V16, const FROM: u8, const R: usize, const MASK: bool, 
                 mean[r] = V::splat(means[a.ch]);
             }
         }
+        // Short rows: the same place some channels ahead is asked for.
+        let ahead = AHEAD_PIXELS.div_ceil((a.rows.len() * a.cols.len()).max(1)) * g.chan;
         for from in a.rows.clone().step_by(step) {
             let mut sum = V::splat(0.0);
             let mut dot = [V::splat(0.0); 2];
             for row in from..a.rows.end.min(from + step) {
                 for col in a.cols.clone() {
                     let i = row * g.row + col * LANES;
+                    let next = i + ahead;
+                    if FROM == BOTH {
+                        V::prefetch(plane.wrapping_add(next));
+                        for r in 0..R {
+                            V::prefetch(x[r].wrapping_add(next));
+                        }
+                    }
                     let near = made.ptr.wrapping_add((row - a.rows.start) * made.row + (col - a.cols.start) * LANES);
                     let mut v = V::load(if FROM == THERE { plane.add(i) } else { near });
                     if FROM == BOTH {
@@ -313,5 +323,24 @@ unsafe fn lanes_sum<V: V16>(v: V, lanes: usize) -> f64 {
     let mut l = [0f32; LANES];
     // SAFETY: 16 floats.
     unsafe { v.store(l.as_mut_ptr()) };
-    l[..lanes].iter().map(|&v| f64::from(v)).sum()
+    let mut wide = [0f64; LANES];
+    for i in 0..LANES {
+        wide[i] = f64::from(l[i]);
+    }
+    sum_of(&wide, lanes)
+}
+
+/// Sum of the first `lanes` numbers, in four chains where all count.
+#[inline(always)]
+fn sum_of(v: &[f64; LANES], lanes: usize) -> f64 {
+    if lanes < LANES {
+        return v[..lanes].iter().sum();
+    }
+    let mut four = [v[0], v[1], v[2], v[3]];
+    for i in 1..LANES / 4 {
+        for j in 0..4 {
+            four[j] += v[4 * i + j];
+        }
+    }
+    (four[0] + four[1]) + (four[2] + four[3])
 }

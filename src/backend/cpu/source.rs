@@ -235,7 +235,7 @@ unsafe fn fill_patch<V: V16>(
 }
 
 /// How far ahead, to cover the latency of memory.
-const AHEAD_PIXELS: usize = 64;
+pub(super) const AHEAD_PIXELS: usize = 64;
 
 #[inline(always)]
 unsafe fn fill_channel<V: V16, E: Eval<V>>(
