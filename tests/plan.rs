@@ -303,7 +303,8 @@ fn zz_probe() {
     for (name, plan) in which {
         let t = lab.train(Isa::Portable, 1, &plan);
         let diff = |a: &[f32], b: &[f32]| {
-            let d = a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0f32, |m, v| if v.is_nan() { v } else { m.max(v) });
+            let d =
+                a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0f32, |m, v| if v.is_nan() { v } else { m.max(v) });
             d / a.iter().fold(1e-9f32, |m, v| m.max(v.abs()))
         };
         let half = wanted.grads.len() / 2;

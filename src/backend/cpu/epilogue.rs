@@ -283,8 +283,8 @@ unsafe fn finish_rows<V: V16, const FROM: u8, const R: usize, const MASK: bool, 
                     let next = i + ahead;
                     if FROM == BOTH {
                         V::prefetch(plane.wrapping_add(next));
-                        for r in 0..R {
-                            V::prefetch(x[r].wrapping_add(next));
+                        for x in &x[..R] {
+                            V::prefetch(x.wrapping_add(next));
                         }
                     }
                     let near = made.ptr.wrapping_add((row - a.rows.start) * made.row + (col - a.cols.start) * LANES);

@@ -6,6 +6,7 @@
 //! All buffers are planned at construction. Every result is the same bytes for any number of threads.
 
 mod conv;
+mod cuts;
 mod elementwise;
 mod epilogue;
 mod kernels;

@@ -1,12 +1,12 @@
 //! What the dense kernels need of a convolution: weights in their order, and the offsets of its taps.
 
+use super::cuts::Strides;
 use super::kernels::dense::block;
 use super::kernels::pack::Packing;
 use super::kernels::patch::Taps;
 use super::layout::LANES;
 use super::plan::{Kernel, LayerPlan};
 use super::simd::Isa;
-use super::structure::Strides;
 use super::workers::{Shared, Workers};
 use crate::shape::ConvGeom;
 
