@@ -1,7 +1,6 @@
 //! Weight gradient.
 
 use super::super::dots;
-use super::super::sparse::Segments;
 use super::*;
 use crate::backend::cpu::simd::Portable;
 use std::ops::Range;
@@ -9,15 +8,16 @@ use std::ops::Range;
 #[test]
 fn weight_gradients_mask_lanes_and_add_up() {
     let more = [([6, 3, 3, 3], [3, 65, 1]), ([5, 4, 1, 1], [9, 14, 1])];
-    for (shape, grid) in SHAPES.into_iter().chain(more) {
-        for (lanes, density) in [(16, 1.0), (16, 0.3), (1, 1.0), (9, 0.5), (7, 0.0)] {
-            let l = Layer::new(shape, grid, density);
-            let (x, dy) = (l.source(lanes), Buf::new(10, [l.outputs(), l.rows, l.cols], lanes));
+    for ((shape, grid), flush) in SHAPES.into_iter().chain(more).flat_map(|s| Flush::BOTH.map(|f| (s, f))) {
+        for (lanes, density) in [(16, 1.0), (16, 0.3), (1, 1.0), (9, 0.5), (15, 0.7), (7, 0.0)] {
+            let l = Layer::new(shape, grid, density, flush);
+            let (x, dy) = (l.source(lanes), Buf::new(10, [l.outputs(), l.rows, l.cols], lanes, flush));
+            let lists = l.lists(&x);
             for way in ways() {
                 let cut = l.outputs() / 2;
                 for outs in [0..cut, cut..l.outputs()] {
                     for i in 0..15 {
-                        sparse_dots(&l, &x, &dy, lanes, way, outs.clone(), [1, 2, 100][i % 3], i + 1);
+                        sparse_dots(&l, &x, &dy, lanes, way, outs.clone(), &lists[i % 3], i + 1);
                     }
                     if density == 1.0 {
                         for block in [1, 3, 100] {
@@ -44,12 +44,11 @@ fn want_dot(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, o: usize, [c, t]: [usize
 }
 
 #[allow(clippy::too_many_arguments)]
-fn sparse_dots(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, way: Way, outs: Range<usize>, block: usize, tile: usize) {
-    let (blocks, starts, offs, _) = l.lists(x, block);
-    let s = Segments { blocks, starts: &starts, offs: &offs };
+fn sparse_dots(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, way: Way, outs: Range<usize>, lists: &Lists, tile: usize) {
+    let (s, block) = (lists.segments(), lists.block);
     let entries: Vec<(usize, [usize; 2])> = outs.clone().flat_map(|o| l.kept[o].iter().map(move |e| (o, *e))).collect();
     let old = noise(11, entries.len());
-    let mut sums = old.clone();
+    let mut sums = Guarded::new(l.flush, &old);
     // SAFETY: buffers were built for the layer.
     unsafe {
         match way {
@@ -71,7 +70,7 @@ fn sparse_dots(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, way: Way, outs: Range
 fn dense_dots(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, way: Way, outs: Range<usize>, block: usize) {
     let taps = &l.taps(x, block);
     let old = noise(12, outs.len() * taps.weights());
-    let mut sums = old.clone();
+    let mut sums = Guarded::new(l.flush, &old);
     // SAFETY: buffers were built for the layer.
     unsafe {
         match way {
