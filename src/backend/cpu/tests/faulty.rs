@@ -26,10 +26,12 @@ fn good() -> Spec {
     }
 }
 
+type Change = fn(&mut Spec);
+
 #[test]
 fn faulty_specs_are_errors() {
     assert!(CpuBackend::new(good(), 1).is_ok());
-    let changes: [(&str, fn(&mut Spec)); 15] = [
+    let changes: [(&str, Change); 15] = [
         ("batch 0", |s| s.batch = 0),
         ("more memory than there is", |s| s.batch = usize::MAX / 4),
         ("a tensor beyond the arena", |s| s.tensors[1].at += 1),
