@@ -133,7 +133,7 @@ fn forward_kernels_agree_with_f64_and_byte_for_byte_with_each_other() {
                                 Start::Old => old[i],
                             };
                             let want = l.want(&src, o, [px / l.cols % l.rows, px % l.cols, i % LANES], first);
-                            close(&format!("{way:?} {kernel:?} {shape:?} {grid:?} {density} [{i}]"), *v, want);
+                            close(format_args!("{way:?} {kernel:?} {shape:?} {grid:?} {density} [{i}]"), *v, want);
                         }
                         seen.push((kin(way), bits(&got)));
                     }
@@ -227,6 +227,6 @@ fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32
         }
     }
     for (i, (got, want)) in dx.iter().zip(want).enumerate() {
-        close(&format!("{way:?} {g:?} dx[{i}]"), *got, want);
+        close(format_args!("{way:?} {g:?} dx[{i}]"), *got, want);
     }
 }

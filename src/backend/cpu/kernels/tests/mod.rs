@@ -166,7 +166,7 @@ impl Layer {
     }
 }
 
-fn close(what: &str, got: f32, (want, mag): (f64, f64)) {
+fn close(what: std::fmt::Arguments, got: f32, (want, mag): (f64, f64)) {
     let err = (f64::from(got) - want).abs();
     assert!(err <= 1e-6 * mag + 1e-30, "{what}: got {got}, want {want}, sum of magnitudes {mag}");
 }
