@@ -20,6 +20,8 @@ pub(crate) mod probe;
 mod simd;
 mod source;
 mod structure;
+#[cfg(test)]
+mod tests;
 mod workers;
 
 use super::*;

@@ -2,29 +2,66 @@
 
 use super::super::pack::Packing;
 use super::super::patch::{Out, Start};
-use super::super::sparse::Segments;
 use super::super::{dense, sparse};
 use super::*;
 use crate::backend::cpu::simd::Portable;
 use crate::shape::ConvGeom;
 
-#[derive(Clone, Copy, Debug)]
-enum Kernel {
+#[derive(Clone, Copy)]
+enum Kernel<'a> {
     Dense { block: usize },
-    Sparse { block: usize, tile: usize },
+    Sparse { lists: &'a Lists, tile: usize },
 }
 
-/// Outputs `[o][row][col][16]` with steps of 2 pixels, old content `old` or NaN; checks that nothing else was written.
-fn forward(l: &Layer, src: &Buf, way: Way, kernel: Kernel, cuts: &[usize], start: Start, old: &[f32]) -> Vec<f32> {
-    let (step, row) = (2 * LANES, 2 * LANES * l.cols + LANES);
-    let chan = row * l.rows + LANES;
-    let mut y = vec![f32::NAN; 2 * AROUND + l.outputs() * chan];
-    let place = |i: usize| {
-        let (px, lane) = (i / LANES, i % LANES);
-        AROUND + px / (l.rows * l.cols) * chan + px / l.cols % l.rows * row + px % l.cols * step + lane
-    };
-    old.iter().enumerate().for_each(|(i, v)| y[place(i)] = *v);
-    let dst = Out { ptr: y[AROUND..].as_mut_ptr(), chan, row, step };
+impl std::fmt::Debug for Kernel<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Kernel::Dense { block } => write!(f, "dense, blocks of {block},"),
+            Kernel::Sparse { lists, tile } => write!(f, "sparse, blocks of {}, tile {tile},", lists.block),
+        }
+    }
+}
+
+/// Outputs `[o][row][col][16]` with steps of 2 pixels; begins with the first pixel and ends with the last.
+struct Output {
+    data: Guarded<f32>,
+    chan: usize,
+    row: usize,
+    /// Of each number.
+    places: Vec<usize>,
+}
+
+const STEP: usize = 2 * LANES;
+
+impl Output {
+    fn new(l: &Layer) -> Output {
+        let row = STEP * l.cols + LANES;
+        let chan = row * l.rows + LANES;
+        let place = |i: usize| {
+            let (px, lane) = (i / LANES, i % LANES);
+            px / (l.rows * l.cols) * chan + px / l.cols % l.rows * row + px % l.cols * STEP + lane
+        };
+        let places: Vec<usize> = (0..l.outputs() * l.rows * l.cols * LANES).map(place).collect();
+        let len = places.last().map_or(0, |p| p + 1);
+        Output { data: Guarded::new(l.flush, &vec![0.0; len]), chan, row, places }
+    }
+}
+
+/// The outputs, from old content `old` or NaN; checks that nothing else was written.
+#[allow(clippy::too_many_arguments)]
+fn forward(
+    l: &Layer,
+    src: &Buf,
+    y: &mut Output,
+    way: Way,
+    kernel: Kernel,
+    cuts: &[usize],
+    start: Start,
+    old: &[f32],
+) -> Vec<f32> {
+    y.data.fill(f32::NAN);
+    old.iter().zip(&y.places).for_each(|(v, &at)| y.data[at] = *v);
+    let dst = Out { ptr: y.data.as_mut_ptr(), chan: y.chan, row: y.row, step: STEP };
     let (grid, ends) = (l.grid(src), cuts.iter().copied().chain([l.outputs()]));
     let mut from = 0;
     for to in ends {
@@ -41,10 +78,8 @@ fn forward(l: &Layer, src: &Buf, way: Way, kernel: Kernel, cuts: &[usize], start
                         }
                     }
                 }
-                Kernel::Sparse { block, tile } => {
-                    let (blocks, starts, offs, values) = l.lists(src, block);
-                    let (s, values, src) =
-                        (&Segments { blocks, starts: &starts, offs: &offs }, &values[..], src.patch());
+                Kernel::Sparse { lists, tile } => {
+                    let (s, values, src) = (&lists.segments(), &lists.values[..], src.patch());
                     match way {
                         Way::Isa(isa) => sparse::sparse(isa, s, values, src, dst, grid, outs, start, tile),
                         Way::Wide => sparse::gather::<Portable<true>>(
@@ -58,9 +93,9 @@ fn forward(l: &Layer, src: &Buf, way: Way, kernel: Kernel, cuts: &[usize], start
         }
         from = to;
     }
-    let out: Vec<f32> = (0..l.outputs() * l.rows * l.cols * LANES).map(|i| y[place(i)]).collect();
-    (0..out.len()).for_each(|i| y[place(i)] = f32::NAN);
-    assert!(y.iter().all(|v| v.is_nan()), "{way:?} {kernel:?} wrote beside its pixels");
+    let out: Vec<f32> = y.places.iter().map(|&at| y.data[at]).collect();
+    y.places.iter().for_each(|&at| y.data[at] = f32::NAN);
+    assert!(y.data.iter().all(|v| v.is_nan()), "{way:?} {kernel:?} wrote beside its pixels");
     out
 }
 
@@ -70,20 +105,21 @@ fn bits(v: &[f32]) -> Vec<u32> {
 
 #[test]
 fn forward_kernels_agree_with_f64_and_byte_for_byte_with_each_other() {
-    for (shape, grid) in SHAPES {
+    for ((shape, grid), flush) in SHAPES.into_iter().flat_map(|s| Flush::BOTH.map(|f| (s, f))) {
         for density in [1.0, 0.3, 0.0] {
-            let l = Layer::new(shape, grid, density);
+            let l = Layer::new(shape, grid, density, flush);
             let src = l.source(LANES);
+            let (lists, mut y) = (l.lists(&src), Output::new(&l));
             let n = l.outputs() * l.rows * l.cols * LANES;
-            let (bias, old) = (noise(6, l.outputs()), noise(7, n));
+            let (bias, old) = (Guarded::new(flush, &noise(6, l.outputs())), noise(7, n));
             for (start, old) in [(Start::Zero, &[][..]), (Start::Bias(&bias), &[]), (Start::Old, &old)] {
                 let mut seen: Vec<(bool, Vec<u32>)> = vec![];
                 for way in ways() {
                     let dense = [1, 2, 3, 100].map(|block| Kernel::Dense { block });
-                    let sparse = (1..=15).map(|tile| Kernel::Sparse { block: [1, 2, 100][tile % 3], tile });
+                    let sparse = (1..=15).map(|tile| Kernel::Sparse { lists: &lists[tile % 3], tile });
                     for (i, kernel) in dense.into_iter().chain(sparse).enumerate() {
                         let cuts = if i % 2 == 0 { vec![] } else { vec![l.outputs() / 3, l.outputs() / 2] };
-                        let got = forward(&l, &src, way, kernel, &cuts, start, old);
+                        let got = forward(&l, &src, &mut y, way, kernel, &cuts, start, old);
                         if let Some((_, want)) = seen.iter().find(|(k, _)| *k == kin(way)) {
                             assert!(*want == bits(&got), "{way:?} {kernel:?} {shape:?} {grid:?} {density} {start:?}");
                             continue;
@@ -97,7 +133,7 @@ fn forward_kernels_agree_with_f64_and_byte_for_byte_with_each_other() {
                                 Start::Old => old[i],
                             };
                             let want = l.want(&src, o, [px / l.cols % l.rows, px % l.cols, i % LANES], first);
-                            close(&format!("{way:?} {kernel:?} {shape:?} {grid:?} {density} [{i}]"), *v, want);
+                            close(format_args!("{way:?} {kernel:?} {shape:?} {grid:?} {density} [{i}]"), *v, want);
                         }
                         seen.push((kin(way), bits(&got)));
                     }
@@ -122,8 +158,11 @@ fn data_gradient_through_packed_classes() {
         let values: Vec<f32> = kept.iter().map(|&i| weights[i as usize]).collect();
         let pruned: Vec<f32> = (0..weights.len()).map(|i| if i % 3 == 1 { 0.0 } else { weights[i] }).collect();
         let packing = Packing::new(&g);
-        for (kept, values, weights) in [(None, &weights, &weights), (Some(&kept[..]), &values, &pruned)] {
-            let (mut packed, mut plain) = (vec![0.0; packing.len()], vec![0.0; packing.len()]);
+        for ((kept, values, weights), flush) in [(None, &weights, &weights), (Some(&kept[..]), &values, &pruned)]
+            .into_iter()
+            .flat_map(|w| Flush::BOTH.map(|f| (w, f)))
+        {
+            let [mut packed, mut plain] = [(); 2].map(|()| Guarded::new(flush, &vec![0.0; packing.len()]));
             for ks in [0..1, 1..k as usize] {
                 // SAFETY: both arrays have `len` floats.
                 unsafe {
@@ -131,20 +170,20 @@ fn data_gradient_through_packed_classes() {
                     packing.forward(values, kept, ks, plain.as_mut_ptr());
                 }
             }
-            assert!(plain == *weights, "forward packing of {g:?}");
+            assert!(*plain == **weights, "forward packing of {g:?}");
             for way in ways() {
-                data_gradient(&g, weights, &packing, &packed, way);
+                data_gradient(&g, weights, &packing, &packed, way, flush);
             }
         }
     }
 }
 
 /// All classes from one dy with a halo that fits all taps, against f64.
-fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32], way: Way) {
+fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32], way: Way, flush: Flush) {
     let [c, h, w, k, r, st, pad] = [g.c, g.h, g.w, g.k, g.r, g.stride, g.pad].map(|v| v as usize);
     let (p, q) = (g.p() as usize, g.q() as usize);
     let halo = g.output_halo() as usize;
-    let mut dy = Buf::new(9, [k, p + 2 * halo, q + 2 * halo], LANES);
+    let mut dy = Buf::new(9, [k, p + 2 * halo, q + 2 * halo], LANES, flush);
     let inside = |y: usize, x: usize| (halo..halo + p).contains(&y) && (halo..halo + q).contains(&x);
     for i in 0..k * (p + 2 * halo) * (q + 2 * halo) {
         let (y, x) = (i / (q + 2 * halo) % (p + 2 * halo), i % (q + 2 * halo));
@@ -153,7 +192,7 @@ fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32
             dy.data[at..at + LANES].fill(0.0);
         }
     }
-    let mut dx = vec![f32::NAN; c * h * w * LANES];
+    let mut dx = Guarded::new(flush, &vec![f32::NAN; c * h * w * LANES]);
     for class in packing.classes() {
         let place = |t: &[i64; 2]| (t[0] + halo as i64) * dy.row as i64 + (t[1] + halo as i64) * LANES as i64;
         let offs: Vec<u32> = class.taps.iter().map(|t| place(t).try_into().unwrap_or(u32::MAX)).collect();
@@ -188,6 +227,6 @@ fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32
         }
     }
     for (i, (got, want)) in dx.iter().zip(want).enumerate() {
-        close(&format!("{way:?} {g:?} dx[{i}]"), *got, want);
+        close(format_args!("{way:?} {g:?} dx[{i}]"), *got, want);
     }
 }

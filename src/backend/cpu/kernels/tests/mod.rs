@@ -1,24 +1,16 @@
 //! Every kernel against f64 loops and against each other, on every instruction set of this machine and with the tiles of
-//! AVX-512 in portable code, between NaN: in what must not be read, in outputs, in lanes of images beyond the batch.
+//! AVX-512 in portable code. NaN lies in what must not be read, in outputs, in lanes of images beyond the batch; every
+//! operand lies flush against a page that may not be touched, behind it and then before it.
 
 mod forward;
 mod weights;
 
 use super::patch::{Grid, Patch, Taps};
+use super::sparse::Segments;
 use crate::backend::cpu::layout::LANES;
 use crate::backend::cpu::simd::Isa;
-
-/// Repeatable numbers in [-1, 1).
-fn noise(seed: u64, len: usize) -> Vec<f32> {
-    let mut s = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut next = || {
-        s ^= s << 13;
-        s ^= s >> 7;
-        s ^= s << 17;
-        ((s >> 40) as f32 - 8388608.0) / 8388608.0
-    };
-    (0..len).map(|_| next()).collect()
-}
+use crate::backend::cpu::tests::guard::{Flush, Guarded};
+use crate::backend::cpu::tests::noise;
 
 /// Kernels as compiled for an instruction set, or portable ones with wide tiles.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,21 +28,20 @@ fn kin(w: Way) -> bool {
     matches!(w, Way::Isa(Isa::Avx2 | Isa::Avx512))
 }
 
-/// `[channels][rows][cols][16]` with odd strides, NaN between and around.
+/// `[channels][rows][cols][16]` with odd strides, NaN between; begins with the first pixel and ends with the last.
 struct Buf {
-    data: Vec<f32>,
+    data: Guarded<f32>,
     chan: usize,
     row: usize,
 }
 
-const AROUND: usize = 64;
-
 impl Buf {
-    fn new(seed: u64, [channels, rows, cols]: [usize; 3], lanes: usize) -> Buf {
+    fn new(seed: u64, [channels, rows, cols]: [usize; 3], lanes: usize, flush: Flush) -> Buf {
         let row = (cols + 2) * LANES;
         let chan = row * rows + LANES;
-        let mut b = Buf { data: vec![f32::NAN; 2 * AROUND + channels * chan], chan, row };
         let numbers = noise(seed, channels * rows * cols * LANES);
+        let len = if numbers.is_empty() { 0 } else { channels * chan - 3 * LANES };
+        let mut b = Buf { data: Guarded::new(flush, &vec![f32::NAN; len]), chan, row };
         for (i, v) in numbers.into_iter().enumerate().filter(|(i, _)| i % LANES < lanes) {
             let (px, lane) = (i / LANES, i % LANES);
             let at = b.at(px / (rows * cols), px / cols % rows, px % cols, lane);
@@ -60,11 +51,26 @@ impl Buf {
     }
 
     fn at(&self, c: usize, row: usize, col: usize, lane: usize) -> usize {
-        AROUND + c * self.chan + row * self.row + col * LANES + lane
+        c * self.chan + row * self.row + col * LANES + lane
     }
 
     fn patch(&self) -> Patch {
-        Patch { ptr: self.data[AROUND..].as_ptr(), chan: self.chan, row: self.row }
+        Patch { ptr: self.data.as_ptr(), chan: self.chan, row: self.row }
+    }
+}
+
+/// Entry lists for channel blocks of some size.
+struct Lists {
+    block: usize,
+    blocks: usize,
+    starts: Guarded<u32>,
+    offs: Guarded<u32>,
+    values: Guarded<f32>,
+}
+
+impl Lists {
+    fn segments(&self) -> Segments<'_> {
+        Segments { blocks: self.blocks, starts: &self.starts, offs: &self.offs }
     }
 }
 
@@ -76,13 +82,20 @@ struct Layer {
     rows: usize,
     cols: usize,
     stride: usize,
-    weights: Vec<f32>,
+    weights: Guarded<f32>,
     kept: Vec<Vec<[usize; 2]>>,
+    /// Where its operands lie.
+    flush: Flush,
 }
 
 impl Layer {
     /// `density` of the weights kept; one output in three has none unless all are.
-    fn new([outputs, channels, r, s]: [usize; 4], [rows, cols, stride]: [usize; 3], density: f32) -> Layer {
+    fn new(
+        [outputs, channels, r, s]: [usize; 4],
+        [rows, cols, stride]: [usize; 3],
+        density: f32,
+        flush: Flush,
+    ) -> Layer {
         let taps: Vec<_> = (0..r * s).map(|t| [t / s, t % s]).collect();
         let draw = noise(3, outputs * channels * r * s);
         let keep = |o: usize, i: usize| {
@@ -97,7 +110,7 @@ impl Layer {
         for (o, kept) in kept.iter().enumerate() {
             kept.iter().map(|[c, t]| (o * channels + c) * r * s + t).for_each(|i| weights[i] = values[i]);
         }
-        Layer { channels, taps, rows, cols, stride, weights, kept }
+        Layer { channels, taps, rows, cols, stride, weights: Guarded::new(flush, &weights), kept, flush }
     }
 
     fn outputs(&self) -> usize {
@@ -107,7 +120,7 @@ impl Layer {
     fn source(&self, lanes: usize) -> Buf {
         let far = |i: usize| self.taps.iter().map(|t| t[i]).max().unwrap_or(0) + 1;
         let rows = (self.rows.max(1) - 1) * self.stride + far(0);
-        Buf::new(5, [self.channels, rows, (self.cols.max(1) - 1) * self.stride + far(1)], lanes)
+        Buf::new(5, [self.channels, rows, (self.cols.max(1) - 1) * self.stride + far(1)], lanes, self.flush)
     }
 
     fn grid(&self, src: &Buf) -> Grid {
@@ -119,8 +132,12 @@ impl Layer {
         Taps::new(self.channels, src.chan, &offs, block)
     }
 
-    /// Lists with channel blocks of `block`: starts, offsets, values.
-    fn lists(&self, src: &Buf, block: usize) -> (usize, Vec<u32>, Vec<u32>, Vec<f32>) {
+    /// Lists with channel blocks of 1, 2 and more channels than there are.
+    fn lists(&self, src: &Buf) -> [Lists; 3] {
+        [1, 2, 100].map(|block| self.list(src, block))
+    }
+
+    fn list(&self, src: &Buf, block: usize) -> Lists {
         let blocks = self.channels.div_ceil(block).max(1);
         let (mut starts, mut offs, mut values) = (vec![0], vec![], vec![]);
         for (o, kept) in self.kept.iter().enumerate() {
@@ -132,7 +149,8 @@ impl Layer {
                 starts.push(offs.len() as u32);
             }
         }
-        (blocks, starts, offs, values)
+        let [starts, offs] = [starts, offs].map(|v| Guarded::new(self.flush, &v));
+        Lists { block, blocks, starts, offs, values: Guarded::new(self.flush, &values) }
     }
 
     /// Value and sum of magnitudes of output `o` at a pixel and lane.
@@ -148,7 +166,7 @@ impl Layer {
     }
 }
 
-fn close(what: &str, got: f32, (want, mag): (f64, f64)) {
+fn close(what: std::fmt::Arguments, got: f32, (want, mag): (f64, f64)) {
     let err = (f64::from(got) - want).abs();
     assert!(err <= 1e-6 * mag + 1e-30, "{what}: got {got}, want {want}, sum of magnitudes {mag}");
 }

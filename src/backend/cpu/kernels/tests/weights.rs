@@ -1,7 +1,6 @@
 //! Weight gradient.
 
 use super::super::dots;
-use super::super::sparse::Segments;
 use super::*;
 use crate::backend::cpu::simd::Portable;
 use std::ops::Range;
@@ -9,19 +8,20 @@ use std::ops::Range;
 #[test]
 fn weight_gradients_mask_lanes_and_add_up() {
     let more = [([6, 3, 3, 3], [3, 65, 1]), ([5, 4, 1, 1], [9, 14, 1])];
-    for (shape, grid) in SHAPES.into_iter().chain(more) {
-        for (lanes, density) in [(16, 1.0), (16, 0.3), (1, 1.0), (9, 0.5), (7, 0.0)] {
-            let l = Layer::new(shape, grid, density);
-            let (x, dy) = (l.source(lanes), Buf::new(10, [l.outputs(), l.rows, l.cols], lanes));
+    for ((shape, grid), flush) in SHAPES.into_iter().chain(more).flat_map(|s| Flush::BOTH.map(|f| (s, f))) {
+        for (lanes, density) in [(16, 1.0), (16, 0.3), (1, 1.0), (9, 0.5), (15, 0.7), (7, 0.0)] {
+            let l = Layer::new(shape, grid, density, flush);
+            let (x, dy) = (l.source(lanes), Buf::new(10, [l.outputs(), l.rows, l.cols], lanes, flush));
+            let (lists, want) = (l.lists(&x), wants(&l, &x, &dy, lanes));
             for way in ways() {
                 let cut = l.outputs() / 2;
                 for outs in [0..cut, cut..l.outputs()] {
                     for i in 0..15 {
-                        sparse_dots(&l, &x, &dy, lanes, way, outs.clone(), [1, 2, 100][i % 3], i + 1);
+                        sparse_dots(&l, &x, &dy, &want, lanes, way, outs.clone(), &lists[i % 3], i + 1);
                     }
                     if density == 1.0 {
                         for block in [1, 3, 100] {
-                            dense_dots(&l, &x, &dy, lanes, way, outs.clone(), block);
+                            dense_dots(&l, &x, &dy, &want, lanes, way, outs.clone(), block);
                         }
                     }
                 }
@@ -30,26 +30,43 @@ fn weight_gradients_mask_lanes_and_add_up() {
     }
 }
 
-/// Value and sum of magnitudes of a weight's gradient, added to `start`.
-fn want_dot(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, o: usize, [c, t]: [usize; 2], start: f32) -> (f64, f64) {
-    let mut sum = (f64::from(start), f64::from(start).abs());
-    for i in 0..l.rows * l.cols * lanes {
-        let (px, lane) = (i / lanes, i % lanes);
-        let ([r, s], [row, col]) = (l.taps[t], [px / l.cols, px % l.cols]);
-        let a = f64::from(x.data[x.at(c, row * l.stride + r, col * l.stride + s, lane)]);
-        let p = a * f64::from(dy.data[dy.at(o, row, col, lane)]);
-        sum = (sum.0 + p, sum.1 + p.abs());
-    }
-    sum
+/// Value and sum of magnitudes of the gradient of every weight, kept or not.
+fn wants(l: &Layer, x: &Buf, dy: &Buf, lanes: usize) -> Vec<(f64, f64)> {
+    let want = |i: usize| {
+        let (o, c, [r, s]) = (i / l.taps.len() / l.channels, i / l.taps.len() % l.channels, l.taps[i % l.taps.len()]);
+        let mut sum = (0.0, 0.0);
+        for i in 0..l.rows * l.cols * lanes {
+            let (row, col, lane) = (i / lanes / l.cols, i / lanes % l.cols, i % lanes);
+            let a = f64::from(x.data[x.at(c, row * l.stride + r, col * l.stride + s, lane)]);
+            let p = a * f64::from(dy.data[dy.at(o, row, col, lane)]);
+            sum = (sum.0 + p, sum.1 + p.abs());
+        }
+        sum
+    };
+    (0..l.weights.len()).map(want).collect()
+}
+
+/// The same, added to `old`.
+fn added((value, mag): (f64, f64), old: f32) -> (f64, f64) {
+    (value + f64::from(old), mag + f64::from(old).abs())
 }
 
 #[allow(clippy::too_many_arguments)]
-fn sparse_dots(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, way: Way, outs: Range<usize>, block: usize, tile: usize) {
-    let (blocks, starts, offs, _) = l.lists(x, block);
-    let s = Segments { blocks, starts: &starts, offs: &offs };
+fn sparse_dots(
+    l: &Layer,
+    x: &Buf,
+    dy: &Buf,
+    want: &[(f64, f64)],
+    lanes: usize,
+    way: Way,
+    outs: Range<usize>,
+    lists: &Lists,
+    tile: usize,
+) {
+    let (s, block) = (lists.segments(), lists.block);
     let entries: Vec<(usize, [usize; 2])> = outs.clone().flat_map(|o| l.kept[o].iter().map(move |e| (o, *e))).collect();
     let old = noise(11, entries.len());
-    let mut sums = old.clone();
+    let mut sums = Guarded::new(l.flush, &old);
     // SAFETY: buffers were built for the layer.
     unsafe {
         match way {
@@ -63,15 +80,25 @@ fn sparse_dots(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, way: Way, outs: Range
         }
     }
     for (i, (o, e)) in entries.into_iter().enumerate() {
-        let want = want_dot(l, x, dy, lanes, o, e, old[i]);
-        close(&format!("{way:?} block {block} tile {tile} lanes {lanes} {o} {e:?}"), sums[i], want);
+        let want = added(want[(o * l.channels + e[0]) * l.taps.len() + e[1]], old[i]);
+        close(format_args!("{way:?} block {block} tile {tile} lanes {lanes} {o} {e:?}"), sums[i], want);
     }
 }
 
-fn dense_dots(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, way: Way, outs: Range<usize>, block: usize) {
+#[allow(clippy::too_many_arguments)]
+fn dense_dots(
+    l: &Layer,
+    x: &Buf,
+    dy: &Buf,
+    want: &[(f64, f64)],
+    lanes: usize,
+    way: Way,
+    outs: Range<usize>,
+    block: usize,
+) {
     let taps = &l.taps(x, block);
     let old = noise(12, outs.len() * taps.weights());
-    let mut sums = old.clone();
+    let mut sums = Guarded::new(l.flush, &old);
     // SAFETY: buffers were built for the layer.
     unsafe {
         match way {
@@ -86,7 +113,7 @@ fn dense_dots(l: &Layer, x: &Buf, dy: &Buf, lanes: usize, way: Way, outs: Range<
     }
     for (i, old) in old.iter().enumerate() {
         let (o, rest) = (outs.start + i / taps.weights(), i % taps.weights());
-        let want = want_dot(l, x, dy, lanes, o, [rest / l.taps.len(), rest % l.taps.len()], *old);
-        close(&format!("{way:?} dense block {block} lanes {lanes} {o} {rest}"), sums[i], want);
+        let want = added(want[o * taps.weights() + rest], *old);
+        close(format_args!("{way:?} dense block {block} lanes {lanes} {o} {rest}"), sums[i], want);
     }
 }
