@@ -1,7 +1,7 @@
 //! A training engine for convolutional networks whose masks are drawn at random before training and never move.
 //!
 //! From the command line to a kernel:
-//! [`cli`] -> [`train`] -> [`graph`] -> [`backend`] -> `backend/cpu/conv.rs` or `backend/gpu/ops` -> `kernels/*.cu`.
+//! [`cli`] -> [`train`] -> [`graph`] -> [`backend`] -> `backend/cpu/conv/mod.rs` or `backend/gpu/ops` -> `kernels/*.cu`.
 //! Imports point only that way; `tests/arrows.rs` checks it.
 #![deny(missing_docs)]
 
