@@ -6,9 +6,12 @@ mod broken;
 mod common;
 #[path = "common/differences.rs"]
 mod differences;
+#[path = "common/fault.rs"]
+mod fault;
 
-use broken::{Broken, Fault};
+use broken::Broken;
 use common::{conv, norm, pool, small, step};
+use fault::Fault;
 use sparse_engine::backend::cpu::{CpuBackend, Isa};
 #[cfg(feature = "emu")]
 use sparse_engine::backend::gpu::{

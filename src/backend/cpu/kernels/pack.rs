@@ -7,14 +7,9 @@
 use crate::shape::ConvGeom;
 use std::ops::Range;
 
-/// Input pixels `stride * i + at`, which see the same taps.
+/// Taps of the input pixels `stride * i + row parity`, `stride * j + column parity`.
 #[derive(Clone, Debug)]
-#[cfg_attr(not(test), allow(dead_code))] // place and size are for the tests: the engine cuts classes by patches
 pub(crate) struct TapClass {
-    /// First row and first column.
-    pub(crate) at: [usize; 2],
-    /// Rows and columns of the class; may be 0.
-    pub(crate) size: [usize; 2],
     /// Row and column of the output gradient that tap t meets in row and column 0 of the class: negative means above or
     /// left of it. In summing order: ascending kernel row, then kernel column.
     pub(crate) taps: Vec<[i64; 2]>,
@@ -48,11 +43,7 @@ impl Packing {
     pub(crate) fn new(g: &ConvGeom) -> Self {
         let [k, c, st] = [g.k, g.c, g.stride].map(|v| v as usize);
         let (stride, pad) = (i64::from(g.stride), i64::from(g.pad));
-        let size = |extent: u32, at: usize| (extent as usize).saturating_sub(at).div_ceil(st);
-        let ats = (0..st * st).map(|i| [i / st, i % st]);
-        let class =
-            |at: [usize; 2]| TapClass { at, size: [size(g.h, at[0]), size(g.w, at[1])], taps: vec![], weights: 0..0 };
-        let mut classes: Vec<TapClass> = ats.map(class).collect();
+        let mut classes = vec![TapClass { taps: vec![], weights: 0..0 }; st * st];
         let mut class_of = vec![];
         for (r, s) in (0..i64::from(g.r)).flat_map(|r| (0..i64::from(g.s)).map(move |s| (r, s))) {
             // Row h of the input and tap r meet where h + pad - r is a multiple of the stride.

@@ -193,12 +193,14 @@ fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32
         }
     }
     let mut dx = Guarded::new(flush, &vec![f32::NAN; c * h * w * LANES]);
-    for class in packing.classes() {
+    for (i, class) in packing.classes().iter().enumerate() {
+        let (row, col) = (i / st, i % st);
+        let size = |extent: usize, first: usize| extent.saturating_sub(first).div_ceil(st);
         let place = |t: &[i64; 2]| (t[0] + halo as i64) * dy.row as i64 + (t[1] + halo as i64) * LANES as i64;
         let offs: Vec<u32> = class.taps.iter().map(|t| place(t).try_into().unwrap_or(u32::MAX)).collect();
         let taps = &Taps::new(k, dy.chan, &offs, 2);
-        let grid = Grid { rows: class.size[0], cols: class.size[1], src_row: dy.row, src_step: LANES };
-        let at = (class.at[0] * w + class.at[1]) * LANES;
+        let grid = Grid { rows: size(h, row), cols: size(w, col), src_row: dy.row, src_step: LANES };
+        let at = (row * w + col) * LANES;
         let dst =
             Out { ptr: dx.as_mut_ptr().wrapping_add(at), chan: h * w * LANES, row: st * w * LANES, step: st * LANES };
         let (weights, src, start) = (&packed[class.weights.clone()], dy.patch(), Start::Zero);
