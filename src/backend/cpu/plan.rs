@@ -7,6 +7,7 @@
 //! patches and the weight gradient's tile do, in rounding.
 
 use super::simd::{Isa, V16, entry_points};
+use super::structure::SHARED_ENTRIES;
 use crate::backend::Spec;
 use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
@@ -123,6 +124,11 @@ const L1_TILE_BYTES: usize = 24 << 10;
 const SEGMENT_ENTRIES: usize = 32;
 /// A patch with its halo: two of them and the gradient sums must stay in L2.
 const PATCH_BYTES: usize = 224 << 10;
+/// Rows and columns of a patch of a kernel wider than a pixel, stride 1, where no whole row fits: the halo of one row is
+/// twice as large (3x3: 3.4 pixels read for one, here 1.9).
+const SQUARE: [usize; 2] = [4, 7];
+/// Planes of so few pixels are one patch where patches are windows into one copy anyway: fewer statistics to join.
+const WHOLE_PIXELS: usize = 56;
 
 /// Cost of a stored weight in the sparse kernels against a weight in the dense ones: forward, data and weight gradient.
 struct Costs {
@@ -150,7 +156,7 @@ impl LayerPlan {
             let sparse = COSTS.sparse[pass] * stored as f64 + COSTS.segment * segments(g, channels, pass);
             if sparse < g.weights() as f64 { Kernel::Sparse } else { Kernel::Dense }
         });
-        LayerPlan { forward, data, weight, cut: default_cut(g), channels, tile }
+        LayerPlan { forward, data, weight, cut: default_cut(g, stored), channels, tile }
     }
 
     /// Kernels of forward, data gradient and weight gradient.
@@ -291,14 +297,20 @@ fn channel_block(channels: usize, pixels: usize, entries_per_output: usize) -> u
 }
 
 /// Full rows where one row of patches fits, as many rows as fit, and never fewer than 4 patches if there are rows.
-fn default_cut(g: &ConvGeom) -> [usize; 2] {
+fn default_cut(g: &ConvGeom, stored: usize) -> [usize; 2] {
     let (p, q, st) = (g.p() as usize, g.q() as usize, g.stride as usize);
+    if stored > SHARED_ENTRIES && p * q <= WHOLE_PIXELS {
+        return [1, 1];
+    }
     let bytes = |rows: usize, cols: usize| {
         let x = g.c as usize * ((rows - 1) * st + g.r as usize) * ((cols - 1) * st + g.s as usize);
         let dy = g.k as usize * (rows + g.r as usize / st) * (cols + g.s as usize / st);
         x.max(dy) * super::layout::LANES * 4
     };
     let across = (1..=q).find(|n| bytes(1, q.div_ceil(*n)) <= PATCH_BYTES || q.div_ceil(*n) <= 14).unwrap_or(q);
+    if across > 1 && st == 1 && (g.r, g.s) != (1, 1) {
+        return [p.div_ceil(SQUARE[0]), q.div_ceil(SQUARE[1])];
+    }
     let cols = q.div_ceil(across);
     let rows = (1..=p).rev().find(|&rows| bytes(rows, cols) <= PATCH_BYTES).unwrap_or(1);
     [p.div_ceil(rows).max(p.min(4)), across]

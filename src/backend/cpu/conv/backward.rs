@@ -57,7 +57,7 @@ fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Sour
     let Scratch { floats, at, each, parts: part_sums, sums: partials, shared, .. } = &mut *ctx.scratch;
     let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
     let (whole_x, whole_dy) = plan.whole();
-    let reach_x = Reach::new(plan.reads_input(&x), false, shared.base, plan.x_patch, whole_x);
+    let reach_x = Reach::new(plan.reads_input(&x, true), false, shared.base, plan.x_patch, whole_x);
     let reach_dy = Reach::new(plan.reads_gradient(&dy), false, shared.base, plan.dy_patch, whole_dy);
     let out = if parts == 1 { dw } else { Shared::new(part_sums) };
     let work = (2 * entries + dy.t.channels()) * dy.t.pixels() * nbs;
@@ -102,7 +102,7 @@ fn apart(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source,
     let (whole_x, whole_dy) = plan.whole();
     // SAFETY: inside the shared patches.
     let common_dy = Shared::from_ptr(unsafe { shared.base.at(*shared_dy) });
-    let reach_x = Reach::new(plan.reads_input(&x), true, shared.base, plan.x_patch, whole_x);
+    let reach_x = Reach::new(plan.reads_input(&x, true), true, shared.base, plan.x_patch, whole_x);
     let reach_dy = Reach::new(plan.reads_gradient(&dy), true, common_dy, plan.dy_patch, whole_dy);
     let out = if parts == 1 { dw } else { Shared::new(part_sums) };
     let work = entries * dy.t.pixels();
@@ -133,7 +133,7 @@ fn apart(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source,
         });
         let Some(d) = data else { continue };
         let channels = d.dx.channels();
-        let out_parts = out_parts(workers, items, channels);
+        let out_parts = out_parts(workers, items, channels, true);
         workers.run(items * out_parts, work, |worker, task| {
             let (patch, channels) = (task / out_parts, part(channels, out_parts, task % out_parts));
             let input = plan.input_rect(patch);

@@ -93,13 +93,13 @@ pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, 
     assert_eq!((y.plane.c, y.plane.h, y.plane.w), (g.k, g.p(), g.q()), "output of another shape than {g:?}");
     let (items, outs, st) = (plan.items(), y.channels(), g.stride as usize);
     let shared = plan.is_shared();
-    let out_parts = out_parts(ctx.workers, if shared { items } else { nbs * items }, outs);
+    let out_parts = out_parts(ctx.workers, if shared { items } else { nbs * items }, outs, shared);
     let weights = &values[plan.weight.clone()];
     let packed = if plan.packed.forward.is_empty() { weights } else { &plan.packed.forward };
     let start = plan.bias.as_ref().map_or(Start::Zero, |b| Start::Bias(&values[b.clone()]));
     let Scratch { floats, at, each, stats: partials, shared: common, .. } = ctx.scratch;
     let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
-    let reach = Reach::new(plan.reads_input(&x), shared, common.base, plan.x_patch, plan.whole().0);
+    let reach = Reach::new(plan.reads_input(&x, false), shared, common.base, plan.x_patch, plan.whole().0);
     let around = is_large(&y, nbs);
     let work = (plan.entries() + 2 * outs) * y.pixels() * nbs;
     let share = |nb: usize| reach.share(ctx.isa, ctx.workers, x, nb);

@@ -13,8 +13,10 @@ use std::ops::Range;
 /// Tasks of the weight gradient: parts of the images' patches, whose sums are added in order, times groups of outputs.
 const PARTS: usize = 32;
 
-/// Sums of a group of outputs of the weight gradient (128 KB).
-const GROUP_SUMS: usize = 32768;
+/// Sums of a group of outputs of the weight gradient (32 KB).
+const GROUP_SUMS: usize = 8192;
+/// Patches up to this are copied for the forward pass even where the input could be read in its place.
+const COPIED_BYTES: usize = 512 << 10;
 /// Tensors beyond this are written around the caches: half of a common L3.
 const LARGE_BYTES: usize = 16 << 20;
 
@@ -25,7 +27,7 @@ impl ConvPlan {
         if self.how.weight == Kernel::Dense { outs.len() * dense } else { self.entries_of(outs).len() }
     }
 
-    /// Outputs are grouped so that a group's sums stay in L2; where both gradients are one task there is one group, however
+    /// Outputs are grouped so that a group's sums stay in L1 and every thread finds work; where both gradients are one task there is one group, however
     /// many weights the dense kernel sums up for the few that are stored.
     pub(super) fn groups(&self) -> usize {
         let outs = self.geom.k as usize;
@@ -63,9 +65,11 @@ impl ConvPlan {
         if self.is_shared() { (PARTS / self.groups()).clamp(1, self.items()) } else { PARTS.min(nbs * self.items()) }
     }
 
-    /// Whether the input is read where it lies.
-    pub(super) fn reads_input(&self, x: &Source) -> bool {
-        x.is_plain() && self.geom.pad == 0
+    /// Whether the input is read where it lies. The forward pass meets it cold, and kernels jump between channels: there a
+    /// copy, fetched in order, is worth its time if it stays in L2 and is read whole.
+    pub(super) fn reads_input(&self, x: &Source, backward: bool) -> bool {
+        let copied = self.x_patch.chan * self.geom.c as usize * 4 <= COPIED_BYTES;
+        x.is_plain() && self.geom.pad == 0 && (backward || self.geom.stride > 1 || !copied)
     }
 
     /// Whether the output's gradient is read where it lies.
@@ -79,7 +83,7 @@ impl ConvPlan {
         assert_eq!((x.t.plane.c, x.t.plane.h, x.t.plane.w), (g.c, g.h, g.w), "input of another shape than {g:?}");
         x.check();
         let at = |v: &View| Strides { chan: v.chan, row: v.row };
-        self.read_input(isa, if self.reads_input(x) { at(&x.t) } else { self.x_patch });
+        self.read_input(isa, if self.reads_input(x, dy.is_some()) { at(&x.t) } else { self.x_patch });
         if let Some(dy) = dy {
             dy.check();
             self.read_gradient(isa, if self.reads_gradient(dy) { at(&dy.t) } else { self.dy_patch });
@@ -92,8 +96,9 @@ pub(super) fn is_large(v: &View, nbs: usize) -> bool {
     v.block * nbs * 4 > LARGE_BYTES
 }
 
-/// Parts of the outputs where there are too few patches to keep all threads busy.
-pub(super) fn out_parts(workers: &Workers, items: usize, outs: usize) -> usize {
-    let wanted = 4 * workers.threads();
+/// Parts of the outputs where there are too few patches to keep all threads busy. Tasks that share patches may be small;
+/// others fill theirs once a part.
+pub(super) fn out_parts(workers: &Workers, items: usize, outs: usize, shared: bool) -> usize {
+    let wanted = if shared { 16 } else { 4 } * workers.threads();
     if workers.threads() == 1 || items >= wanted { 1 } else { wanted.div_ceil(items).min(outs) }
 }
