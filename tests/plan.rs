@@ -238,6 +238,32 @@ segment2.block2.conv2: sparse, sparse, sparse; cut 4x1, channels 32 and 32, tile
 fc: dense, dense, dense; cut 1x1, channels 64 and 10, tile 4
 ";
 
+#[test]
+fn the_default_of_large_and_of_small_planes() {
+    let layer = |[c, h, k, r, stride]: [u32; 5], weights| {
+        ("layer", ConvGeom { c, h, w: h, k, r, s: r, stride, pad: r / 2 }, weights)
+    };
+    let plan = Plan::of([
+        layer([64, 56, 64, 3, 1], 3_686),
+        layer([128, 28, 128, 3, 1], 14_746),
+        layer([128, 56, 128, 3, 2], 14_746),
+        layer([256, 14, 1024, 1, 1], 26_214),
+        layer([512, 7, 2048, 1, 1], 104_858),
+        layer([512, 7, 2048, 1, 1], 10_486),
+    ]);
+    let shown: Vec<String> = plan.layers.iter().map(|l| l.plan.to_string()).collect();
+    // A row of 64 or 128 channels does not fit: squarer patches. Shared copies of 7x7 pixels: one patch.
+    let wanted = "
+sparse, sparse, sparse; cut 14x8, channels 32 and 32, tile 7
+sparse, sparse, sparse; cut 7x4, channels 32 and 32, tile 7
+sparse, sparse, sparse; cut 28x2, channels 32 and 128, tile 7
+sparse, sparse, sparse; cut 14x1, channels 256 and 256, tile 4
+sparse, sparse, sparse; cut 1x1, channels 256 and 293, tile 4
+sparse, sparse, sparse; cut 7x1, channels 512 and 2048, tile 4
+";
+    assert_eq!(shown.join("\n"), wanted.trim());
+}
+
 /// A change of a plan, and what the refusal says.
 type Fault<'a> = (&'a dyn Fn(&mut Plan), &'a [&'a str]);
 

@@ -2,7 +2,8 @@
 
 use super::format::count;
 use super::network::{Network, NetworkArgs};
-use super::plan_text::{self, aligned};
+use super::plan_text;
+use super::table::aligned;
 use crate::backend::cpu::plan::{LayerPlan, Plan};
 use crate::error::{Error, Result};
 use crate::report::read_plan;
@@ -176,7 +177,7 @@ impl Report {
         if let Some(plan) = &self.plan {
             let head = [plan_text::HEAD.map(String::from)].into_iter();
             let rows: Vec<_> = head.chain(plan.layers.iter().map(plan_text::row)).collect();
-            return text + plan_text::LEGEND + &aligned(&rows, [true, true, false, false, true, false, false, false]);
+            return text + plan_text::LEGEND + &aligned(&rows, |c| matches!(c, 0 | 1 | 4));
         }
         let head = ["layer", "shape", "size", "density", "realised", "kept", "dense MACs", "sparse MACs"];
         let mut rows = vec![head.map(String::from)];
@@ -188,7 +189,7 @@ impl Report {
         let realised = self.nnz as f64 / self.maskable as f64;
         let totals = (self.maskable, self.density, realised, self.nnz, self.macs_dense, self.macs_sparse);
         rows.push(row("total", format!("{} tensors", self.layers.len()), totals));
-        text += &aligned(&rows, std::array::from_fn(|c| c < 2));
+        text += &aligned(&rows, |c| c < 2);
 
         let ratio = |sparse: u64, dense: u64| format!("{:.4}", sparse as f64 / dense as f64);
         let line =
@@ -201,7 +202,7 @@ impl Report {
                 line("FLOPs of one image, 2 x MAC", self.flops_dense, self.flops_sparse),
                 line("FLOPs to train on one image, 3 x forward", self.train_flops_dense, self.train_flops_sparse),
             ],
-            [true, false, false, false],
+            |c| c == 0,
         );
         text
     }

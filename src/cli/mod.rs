@@ -9,6 +9,7 @@ pub mod network;
 mod plan_text;
 mod progress;
 mod signals;
+mod table;
 mod train;
 mod tune;
 

@@ -59,19 +59,3 @@ pub(super) fn changes(from: &LayerPlan, to: &LayerPlan, g: &ConvGeom) -> String 
     change("tile", from.tile.to_string(), to.tile.to_string());
     if all.is_empty() { "-".into() } else { all.join(", ") }
 }
-
-/// Rows of equal column widths, two spaces apart; columns flush left where `left` says so, numbers flush right.
-pub(super) fn aligned<const N: usize>(rows: &[[String; N]], left: [bool; N]) -> String {
-    let width = |c: usize| rows.iter().map(|row| row[c].chars().count()).max().unwrap_or(0);
-    let widths: [usize; N] = std::array::from_fn(width);
-    let mut text = String::new();
-    for row in rows {
-        let cells = (0..N).map(|c| {
-            let (cell, width) = (&row[c], widths[c]);
-            if left[c] { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
-        });
-        text += cells.collect::<Vec<_>>().join("  ").trim_end();
-        text.push('\n');
-    }
-    text
-}

@@ -1,7 +1,8 @@
 //! `sparse-engine tune`.
 
 use super::network::NetworkArgs;
-use super::plan_text::{aligned, changes, geometry};
+use super::plan_text::{changes, geometry};
+use super::table::{aligned, digits};
 use crate::backend::cpu::Isa;
 use crate::backend::cpu::plan::{PASSES, Plan, Tuned as MadeOn};
 use crate::config::{self, Overrides};
@@ -137,12 +138,6 @@ impl TuneArgs {
     }
 }
 
-/// Three significant digits, as far as they lie behind the point.
-fn digits(v: f64) -> String {
-    let places = (2 - v.abs().max(1e-9).log10().floor() as i32).clamp(0, 4) as usize;
-    format!("{v:.places$}")
-}
-
 fn total(ms: [f64; 2]) -> f64 {
     ms[0] + ms[1]
 }
@@ -162,8 +157,7 @@ fn text(report: &Report) -> String {
     }
     let layers = report.plan.layers.len().to_string();
     rows.push(row_of(("total".into(), String::new(), layers, String::new()), sums, String::new()));
-    let left = [true, true, false, false, false, false, false, false, false, true];
-    let mut text = aligned(&rows, left);
+    let mut text = aligned(&rows, |c| matches!(c, 0 | 1 | 9));
     text += "milliseconds forward and backward, minima; gain: default / tuned\n";
     if report.layers.iter().any(|l| !l.complete) {
         text += "* the time was over before every neighbouring plan was tried: a longer --budget may find more\n";
@@ -205,11 +199,10 @@ fn costs_text(found: &[Costs]) -> String {
     let [a, b, c] = median;
     let empty = String::new;
     rows.push(["median".into(), empty(), empty(), empty(), empty(), empty(), a, b, c]);
-    let left = [true, true, false, false, false, false, false, false, false];
     let passes = PASSES.join(", ");
     format!(
         "{}density at which the dense kernel of a pass ({passes}) is as fast as the sparse one,\n\
          and what a stored weight would then cost the sparse kernel in the cost table of src/backend/cpu/plan.rs\n",
-        aligned(&rows, left)
+        aligned(&rows, |c| c < 2)
     )
 }

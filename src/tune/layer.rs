@@ -221,7 +221,7 @@ impl<'a> Rig<'a> {
         let grads = b.read_store(Store::Grads);
         let dx = l.dx.map_or(vec![], |dx| b.read_tensor(dx.t, n));
         // Sums over a channel may cancel: what they are exact to is their terms' size.
-        let sums = largest(&dx) * ((n as u32 * l.geom.h * l.geom.w) as f64).sqrt();
+        let sums = largest(&dx) * (n as f64 * f64::from(l.geom.h) * f64::from(l.geom.w)).sqrt();
         let weights = l.weights();
         let reduced = l.dx.iter().flat_map(|dx| dx.finish.reduce.iter().flatten());
         let params = reduced.flat_map(|r| {

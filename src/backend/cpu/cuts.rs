@@ -1,5 +1,6 @@
 //! How a convolution's planes are cut into patches, and what of its operands each patch reads.
 
+pub(super) use super::kernels::patch::part;
 use super::layout::LANES;
 use super::source::Window;
 use super::structure::{ConvPlan, SHARED_ENTRIES};
@@ -124,9 +125,4 @@ impl ConvPlan {
         let (c, k) = (self.geom.c, self.geom.k);
         [size(self.x_patch, c), size(self.dy_patch, k), size(self.y_made, k).max(size(self.dx_made, c))]
     }
-}
-
-/// Part `i` of `0..len` cut into `parts`.
-pub(super) fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
-    len * i / parts..len * (i + 1) / parts
 }

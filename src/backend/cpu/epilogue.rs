@@ -1,6 +1,6 @@
 //! What happens to a finished patch of a tensor while it is near: statistics forward, ReLU mask and sums backward.
 //!
-//! Lanes are summed apart, in f32 over one patch, and join in f64; lanes without an image are left out there. Partials go
+//! Lanes are summed apart, in f32 over some hundred pixels, and join in f64; lanes without an image are left out there. Partials go
 //! to one place a (block, patch, channel) and are merged in that order, so nothing depends on the threads.
 
 use super::layout::{LANES, View};
@@ -22,10 +22,10 @@ pub(super) struct Area {
 /// Chan et al.: (count, mean, M2) of the union of two sets.
 #[inline(always)]
 pub(super) fn chan(a: [f64; 3], b: [f64; 3]) -> [f64; 3] {
-    let count = a[0] + b[0];
-    if count == 0.0 {
-        return a;
+    if a[0] == 0.0 {
+        return b;
     }
+    let count = a[0] + b[0];
     let d = b[1] - a[1];
     [count, a[1] + d * (b[0] / count), a[2] + b[2] + d * d * (a[0] * b[0] / count)]
 }
@@ -78,10 +78,10 @@ unsafe fn emit<V: V16, const AROUND: bool>(v: V, p: *mut f32) {
     unsafe { if AROUND { v.store_around(p) } else { v.store(p) } }
 }
 
-/// Rows that are summed in f32 before f64 takes over.
+/// Pixels that are summed in f32 before f64 takes over.
 const F32_PIXELS: usize = 256;
 
-/// Sums of distances from the area's first pixel, lane by lane: one pass, and no cancellation beyond the spread itself.
+/// Sums of distances from the area's first number, lane by lane: one pass, and no cancellation beyond the spread itself.
 #[inline(always)]
 unsafe fn area_stats<V: V16, const COPY: bool, const AROUND: bool>(x: View, a: Area, made: Made) -> [f64; 3] {
     let mut all = [0.0; 3];
@@ -93,7 +93,8 @@ unsafe fn area_stats<V: V16, const COPY: bool, const AROUND: bool>(x: View, a: A
             let rows = from..a.rows.end.min(from + step);
             let count = (rows.len() * a.cols.len()) as f64;
             let first = if COPY { made.ptr.add((from - a.rows.start) * made.row) } else { plane.add(from * x.row) };
-            let base = V::load(first);
+            let origin = *first;
+            let base = V::splat(origin);
             let (mut s0, mut s1, mut q0, mut q1) = (V::splat(0.0), V::splat(0.0), V::splat(0.0), V::splat(0.0));
             for row in rows {
                 let to = plane.add(row * x.row);
@@ -122,23 +123,12 @@ unsafe fn area_stats<V: V16, const COPY: bool, const AROUND: bool>(x: View, a: A
                     q0 = d.fma(d, q0);
                 }
             }
-            let (mut base_, mut sum, mut sq) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
-            base.store(base_.as_mut_ptr());
-            s0.add(s1).store(sum.as_mut_ptr());
-            q0.add(q1).store(sq.as_mut_ptr());
-            // All lanes relative to the first lane's base, so that the merge is plain sums.
-            let origin = f64::from(base_[0]);
-            let (mut s, mut q) = ([0f64; LANES], [0f64; LANES]);
-            for l in 0..LANES {
-                let (b, sl, ql) = (f64::from(base_[l]) - origin, f64::from(sum[l]), f64::from(sq[l]));
-                s[l] = count * b + sl;
-                q[l] = (count * b + 2.0 * sl) * b + ql;
-            }
-            let (s, q) = (sum_of(&s, a.lanes), sum_of(&q, a.lanes));
+            let (s, q) = (lanes_sum(s0.add(s1), a.lanes), lanes_sum(q0.add(q1), a.lanes));
             let n = count * a.lanes as f64;
-            let m2 = q - s * s / n;
+            let mean = s / n;
+            let m2 = q - s * mean;
             let m2 = if m2 < 0.0 { 0.0 } else { m2 }; // NaN stays
-            all = chan(all, [n, origin + s / n, m2]);
+            all = chan(all, [n, f64::from(origin) + mean, m2]);
         }
     }
     all

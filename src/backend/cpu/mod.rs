@@ -2,7 +2,7 @@
 //!
 //! `conv/` cuts planes into patches, fills them (`source.rs`), runs the kernels (`kernels/`) over the
 //! structure (`structure.rs`), and works on what they made while it is near (`epilogue.rs`); `norm.rs`, `elementwise.rs`,
-//! `maxpool.rs` and `loss.rs` are the rest of a step; `layout.rs`, `simd.rs` and `workers.rs` are the ground.
+//! `maxpool.rs` and `loss.rs` are the rest of a step; `layout.rs`, `simd/` and `workers.rs` are the ground.
 //! All buffers are planned at construction. Every result is the same bytes for any number of threads.
 
 mod conv;
@@ -154,7 +154,9 @@ impl Arena {
             None if i.relu => Kind::Relu,
             None => Kind::Plain,
         };
-        Source { t: self.view(&spec.tensors[i.t.0 as usize]), kind }
+        let source = Source { t: self.view(&spec.tensors[i.t.0 as usize]), kind };
+        source.check();
+        source
     }
 
     fn grad<'a>(&self, spec: &Spec, norms: &'a [Coefs], g: Grad) -> Source<'a> {
@@ -163,7 +165,9 @@ impl Arena {
             Some(n) => Kind::Back { x: view(n.x), coef: &norms[n.norm.0 as usize].back },
             None => Kind::Plain,
         };
-        Source { t: view(g.t), kind }
+        let source = Source { t: view(g.t), kind };
+        source.check();
+        source
     }
 
     fn data_grad<'a>(&self, spec: &Spec, norms: &'a [Coefs], d: GradDst) -> DataGrad<'a> {
@@ -176,7 +180,9 @@ impl Arena {
         for (to, n) in finish.reduce.iter_mut().zip(d.finish.reduce.iter().flatten()) {
             *to = Some((view(n.x), &norms[n.norm.0 as usize].mean));
         }
-        DataGrad { dx: view(d.t), write: d.write, finish }
+        let dx = view(d.t);
+        finish.check(&dx);
+        DataGrad { dx, write: d.write, finish }
     }
 }
 

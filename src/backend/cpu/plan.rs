@@ -122,10 +122,10 @@ const POINT_TILE: usize = 4;
 const L1_TILE_BYTES: usize = 24 << 10;
 /// Entries that a segment should have at least, to pay for its accumulator traffic and its mispredicted end.
 const SEGMENT_ENTRIES: usize = 32;
-/// A patch with its halo: two of them and the gradient sums must stay in L2.
+/// A patch, generously counted: two of them and the gradient sums should stay in L2.
 const PATCH_BYTES: usize = 224 << 10;
-/// Rows and columns of a patch of a kernel wider than a pixel, stride 1, where no whole row fits: the halo of one row is
-/// twice as large (3x3: 3.4 pixels read for one, here 1.9).
+/// Rows and columns of a patch of a kernel wider than a pixel, stride 1, where rows are cut: a row alone has twice the
+/// halo (3x3: 3.4 pixels read for one, here 1.9), which costs more than leaving L2.
 const SQUARE: [usize; 2] = [4, 7];
 /// Planes of so few pixels are one patch where patches are windows into one copy anyway: fewer statistics to join.
 const WHOLE_PIXELS: usize = 56;
@@ -296,7 +296,8 @@ fn channel_block(channels: usize, pixels: usize, entries_per_output: usize) -> u
     channels.div_ceil(channels.div_ceil(per))
 }
 
-/// Full rows where one row of patches fits, as many rows as fit, and never fewer than 4 patches if there are rows.
+/// Full rows where one fits, as many rows as fit, and never fewer than 4 patches if there are rows; else part of one row,
+/// or a [`SQUARE`]. Small planes that all tasks share are one patch.
 fn default_cut(g: &ConvGeom, stored: usize) -> [usize; 2] {
     let (p, q, st) = (g.p() as usize, g.q() as usize, g.stride as usize);
     if stored > SHARED_ENTRIES && p * q <= WHOLE_PIXELS {

@@ -40,9 +40,9 @@ pub(crate) fn copy(isa: Isa, from: &[f32], to: &mut [f32]) -> u64 {
 /// Tile sizes follow the vector's own.
 macro_rules! with_tile {
     ($V:ident, $kernel:ident($($arg:expr),*)) => {
-        if $V::TILE >= 12 {
+        if $V::GATHER >= 12 {
             unsafe { $kernel::<$V, 12>($($arg),*) }
-        } else if $V::TILE >= 7 {
+        } else if $V::GATHER >= 7 {
             unsafe { $kernel::<$V, 7>($($arg),*) }
         } else {
             unsafe { $kernel::<$V, 3>($($arg),*) }

@@ -234,6 +234,27 @@ unsafe fn fill_patch<V: V16>(
     }
 }
 
+/// Asks for the lines of a window of some channels, in order.
+pub(super) unsafe fn fetch(isa: Isa, t: View, nb: usize, channels: Range<usize>, window: Window) {
+    // SAFETY: as the caller's; the window lies inside the tensor.
+    unsafe { fetch_entry(isa, t, nb, channels, window) }
+}
+
+entry_points!(fetch_entry = fetch_window(t: View, nb: usize, channels: Range<usize>, window: Window));
+
+#[inline(always)]
+unsafe fn fetch_window<V: V16>(t: View, nb: usize, channels: Range<usize>, w: Window) {
+    let first = w.row.max(0) as usize * t.row + w.col.max(0) as usize * LANES;
+    for ch in channels {
+        for row in 0..w.rows {
+            for col in 0..w.cols {
+                // SAFETY: as the caller's.
+                unsafe { V::prefetch(t.plane_at(nb, ch).add(first + row * t.row + col * LANES)) };
+            }
+        }
+    }
+}
+
 /// How far ahead, to cover the latency of memory.
 pub(super) const AHEAD_PIXELS: usize = 64;
 

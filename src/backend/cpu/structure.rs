@@ -1,4 +1,4 @@
-//! Structure of a convolution as the kernels walk it, built once: its non-zeros as (offset, value) in the order output
+//! Structure of a convolution as the kernels walk it: its non-zeros as (offset, value) in the order output
 //! channel, input-channel block, input channel, kernel row, kernel column. How its planes are cut is in `cuts.rs`.
 //!
 //! Forward and weight gradient read values and write gradients in the flat store's own order. The data gradient is the
@@ -95,7 +95,11 @@ impl ConvPlan {
             Some(id) => {
                 let b = spec.params.get(id.0 as usize).ok_or_else(|| fault("no such bias"))?;
                 if b.range.len() != g.k as usize {
-                    return Err(fault("bias of another length than K, or masked"));
+                    let got = b.range.len();
+                    return Err(fault(&format!(
+                        "wanted a bias of {} stored values, one an output channel, got {got}",
+                        g.k
+                    )));
                 }
                 Some(b.range.clone())
             }

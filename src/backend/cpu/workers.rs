@@ -4,10 +4,10 @@
 use crate::error::{Error, Result};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Whether `work` (vector operations) is worth waking another thread, which costs some microseconds. Tests are small and
-/// shall use threads.
+/// Whether `work` (vector operations) is worth waking another thread, which costs some microseconds. Tests, which have debug
+/// assertions, use threads however small they are.
 fn worth_waking(work: usize) -> bool {
-    cfg!(test) || work >= 4096
+    cfg!(debug_assertions) || work >= 4096
 }
 
 /// The calling thread and `threads - 1` helpers.

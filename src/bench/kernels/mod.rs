@@ -163,7 +163,7 @@ impl Case {
             return Err(Error::Usage(format!("{g:?} with {} images exceeds memory; use a smaller layer", self.batch)));
         }
         let norm = !self.plain && !matches!(self.op, Op::Linear | Op::Sgd);
-        let one = |p: Plane| self.batch * (p.h * p.w) as usize == 1;
+        let one = |p: Plane| self.batch == 1 && p.h == 1 && p.w == 1;
         if norm && (one(input(g)) || one(output(g))) {
             return Err(Error::Usage(
                 "a batch norm over one value a channel is not defined; use more images, or --plain".into(),

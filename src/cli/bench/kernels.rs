@@ -1,13 +1,13 @@
 //! `bench kernels`: one operation at a time, beside the machine's limits.
 
 use super::cases::{Entry, entries};
-use super::table::{aligned, digits};
 use crate::backend::Spec;
 use crate::backend::cpu::plan::{Kernel, LayerPlan, Plan, PlannedLayer};
 use crate::backend::cpu::{CpuBackend, Isa};
 use crate::bench::kernels::{self, Case, Op, Report};
 use crate::bench::peaks::{self, Peaks};
 use crate::cli::format::percent;
+use crate::cli::table::{aligned, digits};
 use crate::error::Result;
 use crate::report::{Engine, Machine};
 use crate::shape::ConvGeom;
@@ -203,7 +203,7 @@ fn table(args: &KernelsArgs, peaks: &Peaks, rows: &[Row]) -> String {
         }
         lines.push(line);
     }
-    text += &aligned(&lines);
+    text += &aligned(&lines, |c| c == 0);
     text += "\nchecked in f64 before they were timed; ratio: sparse / dense\n";
     if rows.iter().any(|r| r.entry.op == Op::ConvDgrad) {
         text += "conv_dgrad is both gradients less the weight gradient: the backend computes them in one operation\n";

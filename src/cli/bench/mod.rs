@@ -4,7 +4,6 @@ mod cases;
 mod kernels;
 mod step;
 mod step_text;
-mod table;
 
 use crate::error::Result;
 

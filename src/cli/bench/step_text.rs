@@ -1,11 +1,11 @@
 //! What `bench step` says to people.
 
 use super::step::{sparsity, width};
-use super::table::{aligned, digits};
 use crate::backend::Bytes;
 use crate::bench::step::{Config, Figures, Report};
 use crate::bench::{Phase, Spread, Verified};
 use crate::cli::format::{bytes, count, percent};
+use crate::cli::table::{aligned, digits};
 use crate::report::{Engine, Machine};
 
 /// What was measured, the times, and what follows from them.
@@ -14,7 +14,12 @@ pub(super) fn text(config: &Config, report: &Report) -> String {
         let [median, q1, q3, min, max] = [r.median, r.q1, r.q3, r.min, r.max].map(digits);
         format!("\nsparse / dense, blocks in pairs: {median} (quartiles {q1} and {q3}, from {min} to {max})\n")
     });
-    format!("{}\n{}\n{}{ratio}", head(config, report), aligned(&times(report)), aligned(&rest(config, report)))
+    format!(
+        "{}\n{}\n{}{ratio}",
+        head(config, report),
+        aligned(&times(report), |c| c == 0),
+        aligned(&rest(config, report), |c| c == 0)
+    )
 }
 
 fn head(config: &Config, report: &Report) -> String {

@@ -40,7 +40,6 @@ pub(in super::super) fn backward(
     assert_eq!((dy.t.plane.c, dy.t.plane.h, dy.t.plane.w), (g.k, g.p(), g.q()), "gradient of another shape than {g:?}");
     if let Some(d) = &data {
         assert_eq!(d.dx.plane, x.t.plane, "data gradient of another shape than {g:?}");
-        d.finish.check(&d.dx);
     }
     if let Some(bias) = &plan.bias {
         bias_gradient(&ctx, &mut grads[bias.clone()], dy);
@@ -57,7 +56,7 @@ fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Sour
     let Scratch { floats, at, each, parts: part_sums, sums: partials, shared, .. } = &mut *ctx.scratch;
     let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
     let (whole_x, whole_dy) = plan.whole();
-    let reach_x = Reach::new(plan.reads_input(&x, true), false, shared.base, plan.x_patch, whole_x);
+    let reach_x = Reach::new(plan.reads_input(&x), false, shared.base, plan.x_patch, whole_x);
     let reach_dy = Reach::new(plan.reads_gradient(&dy), false, shared.base, plan.dy_patch, whole_dy);
     let out = if parts == 1 { dw } else { Shared::new(part_sums) };
     let work = (2 * entries + dy.t.channels()) * dy.t.pixels() * nbs;
@@ -102,7 +101,7 @@ fn apart(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source,
     let (whole_x, whole_dy) = plan.whole();
     // SAFETY: inside the shared patches.
     let common_dy = Shared::from_ptr(unsafe { shared.base.at(*shared_dy) });
-    let reach_x = Reach::new(plan.reads_input(&x, true), true, shared.base, plan.x_patch, whole_x);
+    let reach_x = Reach::new(plan.reads_input(&x), true, shared.base, plan.x_patch, whole_x);
     let reach_dy = Reach::new(plan.reads_gradient(&dy), true, common_dy, plan.dy_patch, whole_dy);
     let out = if parts == 1 { dw } else { Shared::new(part_sums) };
     let work = entries * dy.t.pixels();

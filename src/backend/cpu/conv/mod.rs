@@ -99,7 +99,8 @@ pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, 
     let start = plan.bias.as_ref().map_or(Start::Zero, |b| Start::Bias(&values[b.clone()]));
     let Scratch { floats, at, each, stats: partials, shared: common, .. } = ctx.scratch;
     let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
-    let reach = Reach::new(plan.reads_input(&x, false), shared, common.base, plan.x_patch, plan.whole().0);
+    let reach =
+        Reach::new(plan.reads_input(&x), shared, common.base, plan.x_patch, plan.whole().0).fetched(g.stride == 1);
     let around = is_large(&y, nbs);
     let work = (plan.entries() + 2 * outs) * y.pixels() * nbs;
     let share = |nb: usize| reach.share(ctx.isa, ctx.workers, x, nb);

@@ -4,7 +4,7 @@ use super::super::cuts::Strides;
 use super::super::kernels::patch::Patch;
 use super::super::layout::LANES;
 use super::super::simd::Isa;
-use super::super::source::{Source, Window, fill};
+use super::super::source::{Source, Window, fetch, fill};
 use super::super::workers::{Shared, Workers};
 use std::ops::Range;
 
@@ -23,8 +23,8 @@ impl Near {
 /// How the tasks of a pass get at an operand.
 #[derive(Clone, Copy)]
 pub(super) enum Reach {
-    /// In the tensor itself.
-    Direct,
+    /// In the tensor itself, whose lines are asked for in order before the kernels jump between channels, or not.
+    Direct { fetch: bool },
     /// Copied to the worker's scratch, of these strides.
     Own(Strides),
     /// In a patch of all channels of this window, filled by [`share`].
@@ -34,10 +34,15 @@ pub(super) enum Reach {
 impl Reach {
     pub(super) fn new(direct: bool, shared: bool, patch: Shared<f32>, at: Strides, whole: Window) -> Self {
         match (direct, shared) {
-            (true, _) => Reach::Direct,
+            (true, _) => Reach::Direct { fetch: false },
             (_, true) => Reach::Shared(patch, at, whole),
             _ => Reach::Own(at),
         }
+    }
+
+    /// With the lines fetched first if `yes`: for tensors that no cache holds, read whole.
+    pub(super) fn fetched(self, yes: bool) -> Self {
+        if let Reach::Direct { .. } = self { Reach::Direct { fetch: yes } } else { self }
     }
 
     /// The window of some channels.
@@ -54,7 +59,10 @@ impl Reach {
         // SAFETY: as the caller's; a window that is read directly lies inside the tensor.
         unsafe {
             match self {
-                Reach::Direct => {
+                Reach::Direct { fetch: ahead } => {
+                    if ahead {
+                        fetch(isa, s.t, nb, channels.clone(), w);
+                    }
                     let at = Strides { chan: s.t.chan, row: s.t.row };
                     Near { ptr: s.t.plane_at(nb, channels.start).add(inside(w.row.max(0), w.col.max(0), at)), at }
                 }

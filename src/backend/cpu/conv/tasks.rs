@@ -15,8 +15,6 @@ const PARTS: usize = 32;
 
 /// Sums of a group of outputs of the weight gradient (32 KB).
 const GROUP_SUMS: usize = 8192;
-/// Patches up to this are copied for the forward pass even where the input could be read in its place.
-const COPIED_BYTES: usize = 512 << 10;
 /// Tensors beyond this are written around the caches: half of a common L3.
 const LARGE_BYTES: usize = 16 << 20;
 
@@ -27,8 +25,8 @@ impl ConvPlan {
         if self.how.weight == Kernel::Dense { outs.len() * dense } else { self.entries_of(outs).len() }
     }
 
-    /// Outputs are grouped so that a group's sums stay in L1 and every thread finds work; where both gradients are one task there is one group, however
-    /// many weights the dense kernel sums up for the few that are stored.
+    /// Outputs are grouped so that a group's sums stay near and every thread finds work; where both gradients are one task
+    /// there is one group, however many weights the dense kernel sums up for the few that are stored.
     pub(super) fn groups(&self) -> usize {
         let outs = self.geom.k as usize;
         if self.is_shared() { self.sums_of(&(0..outs)).div_ceil(GROUP_SUMS).clamp(1, outs) } else { 1 }
@@ -65,11 +63,9 @@ impl ConvPlan {
         if self.is_shared() { (PARTS / self.groups()).clamp(1, self.items()) } else { PARTS.min(nbs * self.items()) }
     }
 
-    /// Whether the input is read where it lies. The forward pass meets it cold, and kernels jump between channels: there a
-    /// copy, fetched in order, is worth its time if it stays in L2 and is read whole.
-    pub(super) fn reads_input(&self, x: &Source, backward: bool) -> bool {
-        let copied = self.x_patch.chan * self.geom.c as usize * 4 <= COPIED_BYTES;
-        x.is_plain() && self.geom.pad == 0 && (backward || self.geom.stride > 1 || !copied)
+    /// Whether the input is read where it lies.
+    pub(super) fn reads_input(&self, x: &Source) -> bool {
+        x.is_plain() && self.geom.pad == 0
     }
 
     /// Whether the output's gradient is read where it lies.
@@ -81,11 +77,9 @@ impl ConvPlan {
     pub(super) fn fit(&mut self, isa: Isa, x: &Source, dy: Option<&Source>) {
         let g = self.geom;
         assert_eq!((x.t.plane.c, x.t.plane.h, x.t.plane.w), (g.c, g.h, g.w), "input of another shape than {g:?}");
-        x.check();
         let at = |v: &View| Strides { chan: v.chan, row: v.row };
-        self.read_input(isa, if self.reads_input(x, dy.is_some()) { at(&x.t) } else { self.x_patch });
+        self.read_input(isa, if self.reads_input(x) { at(&x.t) } else { self.x_patch });
         if let Some(dy) = dy {
-            dy.check();
             self.read_gradient(isa, if self.reads_gradient(dy) { at(&dy.t) } else { self.dy_patch });
         }
     }

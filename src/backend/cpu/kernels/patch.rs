@@ -79,7 +79,7 @@ impl Taps {
 
 /// Part `i` of `0..len` cut into `parts` of nearly equal length.
 #[inline(always)]
-pub(super) fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
+pub(crate) fn part(len: usize, parts: usize, i: usize) -> Range<usize> {
     len * i / parts..len * (i + 1) / parts
 }
 

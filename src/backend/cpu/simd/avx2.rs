@@ -13,7 +13,6 @@ pub(crate) struct Avx2(__m256, __m256);
 impl V16 for Avx2 {
     type Reg = M256;
     // 14 accumulators and one broadcast of the 16 registers; widths 7, 14, 28, 56 split without a rest.
-    const TILE: usize = 7;
     const GATHER: usize = 7;
     // The four dots in flight take 8 registers beside the tile's 10; from 6 pixels on spills cost more than they gain.
     const DOTS: usize = 5;

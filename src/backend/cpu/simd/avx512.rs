@@ -13,7 +13,6 @@ pub(crate) struct Avx512(__m512);
 
 impl V16 for Avx512 {
     type Reg = Avx512;
-    const TILE: usize = 7;
     // Widths 14, 28, 56 split without a rest; 14 accumulators hide the latency of two FMA units.
     const GATHER: usize = 14;
     const DOTS: usize = 14;

@@ -17,7 +17,6 @@ impl<const WIDE: bool> Portable<WIDE> {
 impl<const WIDE: bool> V16 for Portable<WIDE> {
     type Reg = P8;
     // 16 lanes are four registers of the SSE2 or NEON baseline.
-    const TILE: usize = 3;
     const GATHER: usize = if WIDE { 14 } else { 3 };
     const DOTS: usize = if WIDE { 14 } else { 3 };
     const BLOCK: (usize, usize) = if WIDE { (4, 6) } else { (2, 3) };
