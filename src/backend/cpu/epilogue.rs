@@ -1,7 +1,7 @@
 //! What happens to a finished patch of a tensor while it is near: statistics forward, ReLU mask and sums backward.
 //!
-//! Lanes are summed apart, in f32 over some hundred pixels, and join in f64; lanes without an image are left out there. Partials go
-//! to one place a (block, patch, channel) and are merged in that order, so nothing depends on the threads.
+//! Lanes are summed apart, in f32 over some hundred pixels, and join in f64; lanes without an image are left out there.
+//! Partials go to one place a (block, patch, channel) and are merged in that order, so nothing depends on the threads.
 
 use super::layout::{LANES, View};
 use super::simd::{Isa, V16, entry_points};

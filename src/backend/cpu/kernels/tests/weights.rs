@@ -13,15 +13,16 @@ fn weight_gradients_mask_lanes_and_add_up() {
             let l = Layer::new(shape, grid, density, flush);
             let (x, dy) = (l.source(lanes), Buf::new(10, [l.outputs(), l.rows, l.cols], lanes, flush));
             let (lists, want) = (l.lists(&x), wants(&l, &x, &dy, lanes));
+            let case = Case { l, x, dy, want, lanes };
             for way in ways() {
-                let cut = l.outputs() / 2;
-                for outs in [0..cut, cut..l.outputs()] {
+                let (all, cut) = (case.l.outputs(), case.l.outputs() / 2);
+                for outs in [0..cut, cut..all] {
                     for i in 0..15 {
-                        sparse_dots(&l, &x, &dy, &want, lanes, way, outs.clone(), &lists[i % 3], i + 1);
+                        case.sparse(way, outs.clone(), &lists[i % 3], i + 1);
                     }
                     if density == 1.0 {
                         for block in [1, 3, 100] {
-                            dense_dots(&l, &x, &dy, &want, lanes, way, outs.clone(), block);
+                            case.dense(way, outs.clone(), block);
                         }
                     }
                 }
@@ -51,69 +52,62 @@ fn added((value, mag): (f64, f64), old: f32) -> (f64, f64) {
     (value + f64::from(old), mag + f64::from(old).abs())
 }
 
-#[allow(clippy::too_many_arguments)]
-fn sparse_dots(
-    l: &Layer,
-    x: &Buf,
-    dy: &Buf,
-    want: &[(f64, f64)],
+/// A layer's operands, and its gradient as [`wants`] has it.
+struct Case {
+    l: Layer,
+    x: Buf,
+    dy: Buf,
+    want: Vec<(f64, f64)>,
     lanes: usize,
-    way: Way,
-    outs: Range<usize>,
-    lists: &Lists,
-    tile: usize,
-) {
-    let (s, block) = (lists.segments(), lists.block);
-    let entries: Vec<(usize, [usize; 2])> = outs.clone().flat_map(|o| l.kept[o].iter().map(move |e| (o, *e))).collect();
-    let old = noise(11, entries.len());
-    let mut sums = Guarded::new(l.flush, &old);
-    // SAFETY: buffers were built for the layer.
-    unsafe {
-        match way {
-            Way::Isa(isa) => {
-                dots::sparse::sparse(isa, &s, x.patch(), dy.patch(), l.grid(x), lanes, outs, tile, &mut sums);
-            }
-            Way::Wide => {
-                let call = dots::sparse::Call { s: &s, x: x.patch(), dy: dy.patch(), grid: l.grid(x), lanes };
-                dots::sparse::tiles::<Portable<true>>(&call, outs, tile, &mut sums);
-            }
-        }
-    }
-    for (i, (o, e)) in entries.into_iter().enumerate() {
-        let want = added(want[(o * l.channels + e[0]) * l.taps.len() + e[1]], old[i]);
-        close(format_args!("{way:?} block {block} tile {tile} lanes {lanes} {o} {e:?}"), sums[i], want);
-    }
 }
 
-#[allow(clippy::too_many_arguments)]
-fn dense_dots(
-    l: &Layer,
-    x: &Buf,
-    dy: &Buf,
-    want: &[(f64, f64)],
-    lanes: usize,
-    way: Way,
-    outs: Range<usize>,
-    block: usize,
-) {
-    let taps = &l.taps(x, block);
-    let old = noise(12, outs.len() * taps.weights());
-    let mut sums = Guarded::new(l.flush, &old);
-    // SAFETY: buffers were built for the layer.
-    unsafe {
-        match way {
-            Way::Isa(isa) => {
-                dots::dense::dense(isa, taps, x.patch(), dy.patch(), l.grid(x), lanes, outs.clone(), &mut sums);
-            }
-            Way::Wide => {
-                let call = dots::dense::Call { taps, x: x.patch(), dy: dy.patch(), grid: l.grid(x), lanes };
-                dots::dense::blocks::<Portable<true>>(&call, outs.clone(), &mut sums);
+impl Case {
+    fn sparse(&self, way: Way, outs: Range<usize>, lists: &Lists, tile: usize) {
+        let (Case { l, x, dy, want, .. }, lanes) = (self, self.lanes);
+        let (s, block) = (lists.segments(), lists.block);
+        let entries: Vec<(usize, [usize; 2])> =
+            outs.clone().flat_map(|o| l.kept[o].iter().map(move |e| (o, *e))).collect();
+        let old = noise(11, entries.len());
+        let mut sums = Guarded::new(l.flush, &old);
+        // SAFETY: buffers were built for the layer.
+        unsafe {
+            match way {
+                Way::Isa(isa) => {
+                    dots::sparse::sparse(isa, &s, x.patch(), dy.patch(), l.grid(x), lanes, outs, tile, &mut sums);
+                }
+                Way::Wide => {
+                    let call = dots::sparse::Call { s: &s, x: x.patch(), dy: dy.patch(), grid: l.grid(x), lanes };
+                    dots::sparse::tiles::<Portable<true>>(&call, outs, tile, &mut sums);
+                }
             }
         }
+        for (i, (o, e)) in entries.into_iter().enumerate() {
+            let want = added(want[(o * l.channels + e[0]) * l.taps.len() + e[1]], old[i]);
+            close(format_args!("{way:?} block {block} tile {tile} lanes {lanes} {o} {e:?}"), sums[i], want);
+        }
     }
-    for (i, old) in old.iter().enumerate() {
-        let (o, rest) = (outs.start + i / taps.weights(), i % taps.weights());
-        let want = added(want[o * taps.weights() + rest], *old);
-        close(format_args!("{way:?} dense block {block} lanes {lanes} {o} {rest}"), sums[i], want);
+
+    fn dense(&self, way: Way, outs: Range<usize>, block: usize) {
+        let (Case { l, x, dy, want, .. }, lanes) = (self, self.lanes);
+        let taps = &l.taps(x, block);
+        let old = noise(12, outs.len() * taps.weights());
+        let mut sums = Guarded::new(l.flush, &old);
+        // SAFETY: buffers were built for the layer.
+        unsafe {
+            match way {
+                Way::Isa(isa) => {
+                    dots::dense::dense(isa, taps, x.patch(), dy.patch(), l.grid(x), lanes, outs.clone(), &mut sums);
+                }
+                Way::Wide => {
+                    let call = dots::dense::Call { taps, x: x.patch(), dy: dy.patch(), grid: l.grid(x), lanes };
+                    dots::dense::blocks::<Portable<true>>(&call, outs.clone(), &mut sums);
+                }
+            }
+        }
+        for (i, old) in old.iter().enumerate() {
+            let (o, rest) = (outs.start + i / taps.weights(), i % taps.weights());
+            let want = added(want[o * taps.weights() + rest], *old);
+            close(format_args!("{way:?} dense block {block} lanes {lanes} {o} {rest}"), sums[i], want);
+        }
     }
 }
