@@ -44,9 +44,14 @@ pub(super) fn percent(part: f64, digits: usize) -> String {
     format!("{:.digits$} %", 100.0 * part)
 }
 
-/// `part` of `whole`, or a dash where there is no whole.
+/// `part` of `whole`: 10.5 %, from ten times on 15x, or a dash where there is no whole.
 pub(super) fn share(part: u64, whole: u64) -> String {
-    if whole == 0 { "-".into() } else { percent(part as f64 / whole as f64, 1) }
+    let ratio = part as f64 / whole as f64;
+    match whole {
+        0 => "-".into(),
+        _ if ratio < 9.995 => percent(ratio, 1),
+        _ => format!("{ratio:.0}x"),
+    }
 }
 
 /// A duration: 42.1 s, 12 min 05 s, 3 h 04 min.
@@ -88,7 +93,7 @@ mod tests {
             ["0 B", "1.00 KiB", "1.00 KiB", "1.00 MiB", "1.04 MiB"]
         );
         assert!(si(u64::MAX).ends_with(" E") && bytes(u64::MAX).ends_with(" EiB"));
-        assert_eq!((share(1, 8), share(1, 0)), ("12.5 %".into(), "-".into()));
+        assert_eq!([share(1, 8), share(1, 0), share(999, 100), share(153, 10)], ["12.5 %", "-", "999.0 %", "15x"]);
     }
 
     #[test]

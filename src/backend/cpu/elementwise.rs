@@ -1,9 +1,9 @@
 //! Residual join, gradient copies, average pooling, and the SGD step: one plane of one block of images a task.
 
 use super::conv::DataGrad;
-use super::epilogue::{Area, From, finish, stats};
+use super::epilogue::{Area, From, emit, finish, stats};
 use super::layout::{LANES, View, blocks, valid};
-use super::simd::{Isa, V16, entry_points, put};
+use super::simd::{Isa, V16, entry_points, fence, put};
 use super::source::{Eval, Source, with_grad, with_input};
 use super::workers::{Shared, Workers};
 use crate::backend::{SgdStep, Write};
@@ -40,14 +40,33 @@ pub(super) unsafe fn complete(isa: Isa, d: &DataGrad, partials: Shared<[[f64; 2]
 
 /// `y = relu?(a + b?)`.
 pub(super) fn join_forward(isa: Isa, workers: &Workers, a: Source, b: Option<Source>, relu: bool, y: View, n: usize) {
+    let large = y.is_large(blocks(n));
     // SAFETY: a task writes its plane of y; `isa` is available.
-    planes(workers, y, n, |nb, ch| unsafe { plane_join(isa, a, b, relu, y, nb, ch) });
+    planes(workers, y, n, |nb, ch| unsafe {
+        if large {
+            plane_join_around(isa, a, b, relu, y, nb, ch);
+            fence();
+        } else {
+            plane_join(isa, a, b, relu, y, nb, ch);
+        }
+    });
 }
 
-entry_points!(plane_join = join(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize));
+entry_points!(plane_join = join_near(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize));
+entry_points!(plane_join_around = join_around(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize));
+
+// SAFETY of both: as the caller's.
+#[inline(always)]
+unsafe fn join_near<V: V16>(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize) {
+    unsafe { join::<V, false>(a, b, relu, y, nb, ch) }
+}
+#[inline(always)]
+unsafe fn join_around<V: V16>(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize) {
+    unsafe { join::<V, true>(a, b, relu, y, nb, ch) }
+}
 
 #[inline(always)]
-unsafe fn join<V: V16>(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize) {
+unsafe fn join<V: V16, const AROUND: bool>(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize) {
     // SAFETY: inside the planes, which have one layout.
     unsafe {
         let out = y.plane_at(nb, ch);
@@ -56,7 +75,7 @@ unsafe fn join<V: V16>(a: Source, b: Option<Source>, relu: bool, y: View, nb: us
             None => with_input!(V, a, nb, ch, |eval, t, x| {
                 for i in (0..len).step_by(LANES) {
                     let v: V = eval.at(t.add(i), x.add(i));
-                    if relu { v.relu() } else { v }.store(out.add(i));
+                    emit::<V, AROUND>(if relu { v.relu() } else { v }, out.add(i));
                 }
             }),
             Some(b) => with_input!(V, a, nb, ch, |eval, t, x| {
@@ -64,7 +83,7 @@ unsafe fn join<V: V16>(a: Source, b: Option<Source>, relu: bool, y: View, nb: us
                     for i in (0..len).step_by(LANES) {
                         let v: V = eval.at(t.add(i), x.add(i));
                         let v = v.add(other.at(u.add(i), z.add(i)));
-                        if relu { v.relu() } else { v }.store(out.add(i));
+                        emit::<V, AROUND>(if relu { v.relu() } else { v }, out.add(i));
                     }
                 })
             }),

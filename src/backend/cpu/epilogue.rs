@@ -73,13 +73,19 @@ unsafe fn area_stats_around<V: V16>(x: View, a: Area, made: Made) -> [f64; 3] {
 
 /// Stores a vector, around the caches or not.
 #[inline(always)]
-unsafe fn emit<V: V16, const AROUND: bool>(v: V, p: *mut f32) {
+pub(super) unsafe fn emit<V: V16, const AROUND: bool>(v: V, p: *mut f32) {
     // SAFETY: as the caller's; tensors are aligned to 64 bytes.
     unsafe { if AROUND { v.store_around(p) } else { v.store(p) } }
 }
 
 /// Pixels that are summed in f32 before f64 takes over.
 const F32_PIXELS: usize = 256;
+
+/// Rows of a patch are too short for the hardware to see them coming: the same place some channels ahead is asked for.
+#[inline(always)]
+fn ahead(a: &Area, v: &View) -> usize {
+    AHEAD_PIXELS.div_ceil((a.rows.len() * a.cols.len()).max(1)) * v.chan
+}
 
 /// Sums of distances from the area's first number, lane by lane: one pass, and no cancellation beyond the spread itself.
 #[inline(always)]
@@ -89,6 +95,7 @@ unsafe fn area_stats<V: V16, const COPY: bool, const AROUND: bool>(x: View, a: A
     // SAFETY: inside the tensor.
     unsafe {
         let plane = x.plane_at(a.nb, a.ch).add(a.cols.start * LANES);
+        let ahead = ahead(&a, &x);
         for from in a.rows.clone().step_by(step) {
             let rows = from..a.rows.end.min(from + step);
             let count = (rows.len() * a.cols.len()) as f64;
@@ -102,6 +109,10 @@ unsafe fn area_stats<V: V16, const COPY: bool, const AROUND: bool>(x: View, a: A
                 for two in 0..a.cols.len() / 2 {
                     let at = [2 * two * LANES, (2 * two + 1) * LANES];
                     let v = [V::load(p.add(at[0])), V::load(p.add(at[1]))];
+                    if COPY && !AROUND {
+                        V::prefetch(to.wrapping_add(at[0] + ahead));
+                        V::prefetch(to.wrapping_add(at[1] + ahead));
+                    }
                     if COPY {
                         emit::<V, AROUND>(v[0], to.add(at[0]));
                         emit::<V, AROUND>(v[1], to.add(at[1]));
@@ -115,6 +126,9 @@ unsafe fn area_stats<V: V16, const COPY: bool, const AROUND: bool>(x: View, a: A
                 if a.cols.len() % 2 == 1 {
                     let at = (a.cols.len() - 1) * LANES;
                     let v = V::load(p.add(at));
+                    if COPY && !AROUND {
+                        V::prefetch(to.wrapping_add(at + ahead));
+                    }
                     if COPY {
                         emit::<V, AROUND>(v, to.add(at));
                     }
@@ -262,8 +276,7 @@ unsafe fn finish_rows<V: V16, const FROM: u8, const R: usize, const MASK: bool, 
                 mean[r] = V::splat(means[a.ch]);
             }
         }
-        // Short rows: the same place some channels ahead is asked for.
-        let ahead = AHEAD_PIXELS.div_ceil((a.rows.len() * a.cols.len()).max(1)) * g.chan;
+        let ahead = ahead(&a, &g);
         for from in a.rows.clone().step_by(step) {
             let mut sum = V::splat(0.0);
             let mut dot = [V::splat(0.0); 2];
@@ -271,8 +284,13 @@ unsafe fn finish_rows<V: V16, const FROM: u8, const R: usize, const MASK: bool, 
                 for col in a.cols.clone() {
                     let i = row * g.row + col * LANES;
                     let next = i + ahead;
-                    if FROM == BOTH {
+                    if FROM == BOTH || FROM == PATCH {
                         V::prefetch(plane.wrapping_add(next));
+                    }
+                    if FROM != THERE {
+                        if MASK {
+                            V::prefetch(t.wrapping_add(next));
+                        }
                         for x in &x[..R] {
                             V::prefetch(x.wrapping_add(next));
                         }
@@ -298,9 +316,12 @@ unsafe fn finish_rows<V: V16, const FROM: u8, const R: usize, const MASK: bool, 
                     }
                 }
             }
-            for r in 0..R {
-                all[r][0] += lanes_sum(sum, a.lanes);
-                all[r][1] += lanes_sum(dot[r], a.lanes);
+            if R > 0 {
+                let sum = lanes_sum(sum, a.lanes);
+                for r in 0..R {
+                    all[r][0] += sum;
+                    all[r][1] += lanes_sum(dot[r], a.lanes);
+                }
             }
         }
     }

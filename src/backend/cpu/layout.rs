@@ -7,6 +7,9 @@ use super::workers::{Shared, Workers};
 use crate::backend::{Plane, Spec, TensorSpec};
 use crate::error::{Error, Result};
 
+/// Tensors beyond this are written around the caches: half of a common L3.
+const LARGE_BYTES: usize = 16 << 20;
+
 /// Images side by side.
 pub(super) const LANES: usize = 16;
 
@@ -104,6 +107,11 @@ impl View {
         let row = plane.w as usize * LANES;
         let chan = ((plane.w as usize * plane.h as usize) | 1) * LANES;
         View { base, plane, row, chan, block: chan * plane.c as usize }
+    }
+
+    /// Whether a tensor of so many blocks is too large to stay in the caches until it is read again.
+    pub(super) fn is_large(&self, nbs: usize) -> bool {
+        self.block * nbs * 4 > LARGE_BYTES
     }
 
     /// Pixel (0, 0) of channel `c` in block `nb`, which must exist.

@@ -12,7 +12,7 @@ use super::super::source::{Eval, Source, Window, with_grad};
 use super::super::structure::ConvPlan;
 use super::super::workers::{Shared, Workers};
 use super::reach::{Near, Reach};
-use super::tasks::{is_large, out_parts};
+use super::tasks::out_parts;
 use super::{Ctx, Scratch};
 use crate::backend::Write;
 use std::ops::Range;
@@ -81,7 +81,7 @@ fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Sour
                     let channels = 0..d.dx.channels();
                     data_patch(isa, plan, &d, &dy, w, scratch, &input, channels.clone());
                     let area = Area { nb, ch: 0, rows: input.rows, cols: input.cols, lanes: valid(n, nb) };
-                    write_patch(isa, plan, &d, scratch, area, channels, partials, item, is_large(&d.dx, nbs));
+                    write_patch(isa, plan, &d, scratch, area, channels, partials, item, d.dx.is_large(nbs));
                 }
             }
             add_sums(plan, &outs, out.slice(p * entries, entries), sums, true);
@@ -145,7 +145,7 @@ fn apart(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source,
                 data_patch(isa, plan, &d, &dy, w, scratch, &input, channels.clone());
                 let area = Area { nb, ch: 0, rows: input.rows, cols: input.cols, lanes: valid(n, nb) };
                 let item = nb * items + patch;
-                write_patch(isa, plan, &d, scratch, area, channels, partials, item, is_large(&d.dx, nbs));
+                write_patch(isa, plan, &d, scratch, area, channels, partials, item, d.dx.is_large(nbs));
             }
         });
     }

@@ -23,7 +23,7 @@ use super::structure::ConvPlan;
 use super::workers::{Shared, Workers};
 use crate::error::Result;
 use reach::{Reach, for_blocks};
-use tasks::{is_large, out_parts};
+use tasks::out_parts;
 
 /// What every pass needs.
 pub(super) struct Ctx<'a> {
@@ -101,7 +101,7 @@ pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, 
     let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
     let reach =
         Reach::new(plan.reads_input(&x), shared, common.base, plan.x_patch, plan.whole().0).fetched(g.stride == 1);
-    let around = is_large(&y, nbs);
+    let around = y.is_large(nbs);
     let work = (plan.entries() + 2 * outs) * y.pixels() * nbs;
     let share = |nb: usize| reach.share(ctx.isa, ctx.workers, x, nb);
     for_blocks(ctx.workers, shared, nbs, items * out_parts, work, share, |worker, nb, task| {

@@ -15,8 +15,6 @@ const PARTS: usize = 32;
 
 /// Sums of a group of outputs of the weight gradient (32 KB).
 const GROUP_SUMS: usize = 8192;
-/// Tensors beyond this are written around the caches: half of a common L3.
-const LARGE_BYTES: usize = 16 << 20;
 
 impl ConvPlan {
     /// Sums that the weight gradient of some outputs adds up: one a stored weight, or a weight of the dense kernel.
@@ -83,11 +81,6 @@ impl ConvPlan {
             self.read_gradient(isa, if self.reads_gradient(dy) { at(&dy.t) } else { self.dy_patch });
         }
     }
-}
-
-/// Whether a tensor is too large to stay in the caches until it is read again.
-pub(super) fn is_large(v: &View, nbs: usize) -> bool {
-    v.block * nbs * 4 > LARGE_BYTES
 }
 
 /// Parts of the outputs where there are too few patches to keep all threads busy. Tasks that share patches may be small;
