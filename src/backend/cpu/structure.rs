@@ -10,7 +10,7 @@ use super::packed::Packed;
 use super::plan::{Kernel, LayerPlan};
 use super::simd::Isa;
 use super::workers::{Shared, Workers};
-use crate::backend::{ConvSpec, Spec};
+use crate::backend::{ConvSpec, ParamId, Spec};
 use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
 use std::ops::Range;
@@ -78,22 +78,29 @@ impl ConvPlan {
         let g = conv.geom;
         let fault = |what: &str| Error::Failed(format!("cpu backend: convolution {g:?}: {what}"));
         if g.stride == 0 || g.h + 2 * g.pad < g.r || g.w + 2 * g.pad < g.s || g.weights() == 0 {
-            return Err(fault("kernel larger than the padded image, or a zero size"));
+            return Err(fault("wanted sizes and stride above 0 and a kernel inside the padded image"));
         }
-        let weight = spec.params.get(conv.weight.0 as usize).ok_or_else(|| fault("no such weight"))?;
+        let param = |what: &str, id: ParamId| {
+            let (i, count) = (id.0, spec.params.len());
+            spec.params.get(i as usize).ok_or_else(|| fault(&format!("no such {what}: parameter {i} of {count}")))
+        };
+        let weight = param("weight", conv.weight)?;
         let entries = weight.kept.as_ref().map_or(g.weights(), |k| k.len());
-        if weight.range.len() != entries || weight.shape.iter().product::<usize>() != g.weights() {
-            return Err(fault("weight of another shape or length"));
+        let (stored, shape) = (weight.range.len(), &weight.shape);
+        if stored != entries || shape.iter().product::<usize>() != g.weights() {
+            let wanted = format!("wanted {} weights, {entries} of them stored", g.weights());
+            return Err(fault(&format!("{wanted}, got shape {shape:?} and {stored} stored")));
         }
-        if let Some(k) = &weight.kept
-            && (!k.is_sorted_by(|a, b| a < b) || k.last().is_some_and(|&p| p as usize >= g.weights()))
-        {
-            return Err(fault("kept positions not ascending or out of range"));
+        let kept = weight.kept.as_deref().unwrap_or_default();
+        let bad = |i: &usize| kept[*i] as usize >= g.weights() || *i > 0 && kept[*i] <= kept[*i - 1];
+        if let Some(i) = (0..kept.len()).find(bad) {
+            let wanted = format!("wanted kept positions that ascend below {}", g.weights());
+            return Err(fault(&format!("{wanted}, got {:?} from number {} on", &kept[i.saturating_sub(1)..=i], i.max(1))));
         }
         let bias = match conv.bias {
             None => None,
             Some(id) => {
-                let b = spec.params.get(id.0 as usize).ok_or_else(|| fault("no such bias"))?;
+                let b = param("bias", id)?;
                 if b.range.len() != g.k as usize {
                     let got = b.range.len();
                     return Err(fault(&format!(

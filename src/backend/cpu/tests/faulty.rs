@@ -56,5 +56,7 @@ fn faulty_specs_are_errors() {
         change(&mut spec);
         let message = CpuBackend::new(spec, 1).err().unwrap_or_else(|| panic!("{what}: no error")).to_string();
         assert!(message.starts_with("cpu backend: ") && !message.contains('\n'), "{what}: {message}");
+        let told = ["wanted", "no such", "memory", "beyond", "too large", "of another length"];
+        assert!(told.iter().any(|t| message.contains(t)), "{what}: {message}");
     }
 }
