@@ -95,7 +95,11 @@ impl ConvPlan {
         let bad = |i: &usize| kept[*i] as usize >= g.weights() || *i > 0 && kept[*i] <= kept[*i - 1];
         if let Some(i) = (0..kept.len()).find(bad) {
             let wanted = format!("wanted kept positions that ascend below {}", g.weights());
-            return Err(fault(&format!("{wanted}, got {:?} from number {} on", &kept[i.saturating_sub(1)..=i], i.max(1))));
+            return Err(fault(&format!(
+                "{wanted}, got {:?} from number {} on",
+                &kept[i.saturating_sub(1)..=i],
+                i.max(1)
+            )));
         }
         let bias = match conv.bias {
             None => None,
