@@ -62,12 +62,15 @@ impl Scratch {
         let x = most(&|p| own(p, 0).max(p.patch_floats()[2])) + gap;
         let dy = most(&|p| own(p, 1).max(p.patch_floats()[2])) + gap;
         let shared = |i: usize| most(&|p| if p.is_shared() { p.patch_floats()[i] } else { 0 });
-        let sums = most(&|p| p.group_sums()) + gap;
+        let sums = (most(&|p| p.group_sums()) + gap).next_multiple_of(LANES);
         let part_sums = |p: &ConvPlan| match p.parts(nbs) {
             1 => 0,
             n => n * p.entries(),
         };
         let items = |p: &ConvPlan| p.items() * nbs;
+        // Vectors that straddle lines would cost a sixth of the step.
+        let aligned = |floats: usize| floats.is_multiple_of(LANES);
+        assert!([x, dy, sums, shared(0)].into_iter().all(aligned), "scratch out of line: {x} {dy} {sums} {}", shared(0));
         Ok(Scratch {
             floats: Mapped::new((x + dy + sums) * threads, "patches")?,
             at: [0, x, x + dy],
