@@ -40,16 +40,33 @@ pub(super) unsafe fn complete(isa: Isa, d: &DataGrad, partials: Shared<[[f64; 2]
 
 /// `y = relu?(a + b?)`.
 pub(super) fn join_forward(isa: Isa, workers: &Workers, a: Source, b: Option<Source>, relu: bool, y: View, n: usize) {
-    let large = y.is_large(blocks(n));
+    let join = Join { a, b, relu, y, around: y.is_large(blocks(n)) };
     // SAFETY: a task writes its plane of y; `isa` is available.
-    planes(workers, y, n, |nb, ch| unsafe {
-        if large {
-            plane_join_around(isa, a, b, relu, y, nb, ch);
-            fence();
-        } else {
-            plane_join(isa, a, b, relu, y, nb, ch);
+    planes(workers, y, n, |nb, ch| unsafe { join.plane(isa, nb, ch) });
+}
+
+/// `y = relu?(a + b?)`, written around the caches or not.
+pub(super) struct Join<'a> {
+    pub(super) a: Source<'a>,
+    pub(super) b: Option<Source<'a>>,
+    pub(super) relu: bool,
+    pub(super) y: View,
+    pub(super) around: bool,
+}
+
+impl Join<'_> {
+    /// One plane. SAFETY: nobody else uses it; the operands are as large as y, and no task writes them; `isa` is available.
+    pub(super) unsafe fn plane(&self, isa: Isa, nb: usize, ch: usize) {
+        let Join { a, b, relu, y, around } = *self;
+        unsafe {
+            if around {
+                plane_join_around(isa, a, b, relu, y, nb, ch);
+                fence();
+            } else {
+                plane_join(isa, a, b, relu, y, nb, ch);
+            }
         }
-    });
+    }
 }
 
 entry_points!(plane_join = join_near(a: Source, b: Option<Source>, relu: bool, y: View, nb: usize, ch: usize));

@@ -314,6 +314,40 @@ mod tests {
     }
 
     #[test]
+    fn a_share_is_taken_from_both_ends() {
+        let share = Share::new(5..9);
+        let taken = [share.first(), share.last(), share.last(), share.first(), share.first(), share.last()];
+        assert_eq!(taken, [Some(5), Some(8), Some(7), Some(6), None, None]);
+        assert_eq!(Share::new(0..0).last(), None);
+    }
+
+    #[test]
+    fn a_thread_that_is_through_takes_the_ends_of_others() {
+        let workers = Workers::new(2).unwrap();
+        let wanted: Vec<_> = [4, 5, 6, 7, 3, 2, 1].map(|task| (1, task)).into_iter().chain([(0, 0)]).collect();
+        let ran = || {
+            let (left, by, start) = (AtomicUsize::new(8), Mutex::new(vec![]), Instant::now());
+            // Worker 0 is held by its first task until all others have run, or no helper has come.
+            workers.run(8, usize::MAX, |worker, task| {
+                while task == 0 && left.load(Ordering::Acquire) > 1 && start.elapsed() < Duration::from_secs(1) {
+                    std::thread::yield_now();
+                }
+                by.lock().unwrap().push((worker, task));
+                left.fetch_sub(1, Ordering::Release);
+            });
+            by.into_inner().unwrap()
+        };
+        let mut last = vec![];
+        assert!(
+            (0..20).any(|_| {
+                last = ran();
+                last == wanted
+            }),
+            "{last:?}"
+        );
+    }
+
+    #[test]
     fn every_task_runs_once_and_worker_numbers_are_exclusive() {
         for threads in [1, 2, 5] {
             let workers = Workers::new(threads).unwrap();

@@ -70,7 +70,11 @@ impl Scratch {
         let items = |p: &ConvPlan| p.items() * nbs;
         // Vectors that straddle lines would cost a sixth of the step.
         let aligned = |floats: usize| floats.is_multiple_of(LANES);
-        assert!([x, dy, sums, shared(0)].into_iter().all(aligned), "scratch out of line: {x} {dy} {sums} {}", shared(0));
+        assert!(
+            [x, dy, sums, shared(0)].into_iter().all(aligned),
+            "scratch out of line: {x} {dy} {sums} {}",
+            shared(0)
+        );
         Ok(Scratch {
             floats: Mapped::new((x + dy + sums) * threads, "patches")?,
             at: [0, x, x + dy],

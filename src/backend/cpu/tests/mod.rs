@@ -4,6 +4,7 @@ mod epilogue;
 mod faulty;
 mod fill;
 pub(super) mod guard;
+mod join;
 mod poison;
 
 use super::layout::{Arena, LANES, View};
