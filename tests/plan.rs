@@ -250,9 +250,13 @@ fn the_default_of_large_and_of_small_planes() {
         layer([256, 14, 1024, 1, 1], 26_214),
         layer([512, 7, 2048, 1, 1], 104_858),
         layer([512, 7, 2048, 1, 1], 10_486),
+        layer([64, 8, 64, 3, 1], 25_600),
+        layer([64, 8, 64, 3, 1], 26_000),
+        layer([64, 8, 64, 3, 1], 27_700),
     ]);
     let shown: Vec<String> = plan.layers.iter().map(|l| l.plan.to_string()).collect();
-    // A row of 64 or 128 channels does not fit: squarer patches. Shared copies of 7x7 pixels: one patch.
+    // A row of 64 or 128 channels does not fit: squarer patches. Shared copies of 7x7 pixels: one patch. The last three lie
+    // around the densities at which the dense kernels begin to be faster.
     let wanted = "
 sparse, sparse, sparse; cut 14x8, channels 32 and 32, tile 7
 sparse, sparse, sparse; cut 7x4, channels 32 and 32, tile 7
@@ -260,6 +264,9 @@ sparse, sparse, sparse; cut 28x2, channels 32 and 128, tile 7
 sparse, sparse, sparse; cut 14x1, channels 256 and 256, tile 4
 sparse, sparse, sparse; cut 1x1, channels 256 and 293, tile 4
 sparse, sparse, sparse; cut 7x1, channels 512 and 2048, tile 4
+sparse, sparse, sparse; cut 4x1, channels 13 and 13, tile 7
+sparse, dense, sparse; cut 4x1, channels 13 and 13, tile 7
+dense, dense, dense; cut 4x1, channels 13 and 13, tile 7
 ";
     assert_eq!(shown.join("\n"), wanted.trim());
 }
