@@ -291,6 +291,8 @@ fn a_plan_is_used_and_must_fit() {
     assert_eq!(code, 0, "{stderr}");
     let all = json(&format!("{TINY} --steps 1 --plan {path} --json"));
     assert_eq!(all["plan"], path);
+    let (_, text, _) = program(&format!("{TINY} --steps 1 --plan {path} --no-check"));
+    assert!(text.contains(&format!("; plan {path};")), "{text}");
     for (more, word) in [("--sparsity 0.8", "another sparsity"), ("--image-size 16", "another network")] {
         let args = TINY.replace("--image-size 8", if more.starts_with("--image") { "" } else { "--image-size 8" });
         let (code, stdout, stderr) = program(&format!("{args} {more} --plan {path}"));
@@ -338,6 +340,12 @@ fn wrong_arguments_are_refused() {
         ("bench kernels --set resnet21", 2, "resnet21"),
         ("bench kernels --shape 3,4,4,8,3,1 --set resnet20", 2, "--set"),
         ("bench kernels --op linear --shape 16777216,16777216", 2, "memory"),
+        ("bench kernels --op linear --shape 60000,60000", 2, "memory"),
+        ("bench kernels --shape 3,4,4,8,3,65", 2, "at most 64"),
+        ("bench kernels --shape 3,4,4,8,3,16777216", 2, "at most 64"),
+        ("bench step --image-size 1024 --batch 1000000", 1, "lower"),
+        ("tune --model resnet8 --image-size 4 --batch 1 --sparsity 0.5", 2, "batch norm"),
+        ("tune --costs --model resnet8 --image-size 4 --batch 1", 2, "batch norm"),
     ] {
         let (got, stdout, stderr) = program(args);
         assert_eq!((got, stdout.as_str()), (code, ""), "{args}: {stderr}");

@@ -13,6 +13,7 @@ NAMES = {
     "eager": EAGER,
     "compiled": COMPILED,
     "bf16": "PyTorch eager bf16",
+    "bf16-compiled": "PyTorch compiled bf16",
     "masked": "PyTorch masked",
     "sparseprop": "SparseProp",
 }

@@ -10,6 +10,7 @@ Memory: VmRSS after all imports and before the network is built, and VmHWM, the 
 Variants: eager       f32, channels_last
           compiled    the same under torch.compile
           bf16        the same as eager under autocast to bfloat16
+          bf16-compiled  the same as compiled under autocast to bfloat16
           masked      eager; after each step the weights are multiplied by masks, the usual simulation of sparsity
           sparseprop  layers swapped by SparseProp's `swap_modules_with_sparse`, which leaves a layer dense where it
                       found that faster; contiguous, as its kernels want it. Neither fetched nor built here
@@ -32,7 +33,8 @@ from torch import nn
 import nets
 from densities import METHODS, layer_counts
 
-VARIANTS = ("eager", "compiled", "bf16", "masked", "sparseprop")
+VARIANTS = ("eager", "compiled", "bf16", "bf16-compiled", "masked", "sparseprop")
+COMPILED = ("compiled", "bf16-compiled")
 SPARSEPROP_MOST = 0.2  # SparseProp swaps layers of a density strictly below this
 
 
@@ -42,7 +44,7 @@ def main():
     torch.set_num_threads(args.threads)
     torch.set_num_interop_threads(1)
     swap = None
-    if args.variant == "compiled":
+    if args.variant in COMPILED:
         importlib.import_module("torch._inductor.compile_fx")  # an import, so not to be counted as the network's memory
     if args.variant == "sparseprop":
         try:
@@ -90,13 +92,13 @@ def timed(args, net, x, y, kept):
     """Milliseconds of a step: the median; then the quartiles, minimum, steps timed and last loss."""
     # fused: one pass over weights, gradients and momentum, the fastest of SGD's implementations on a CPU.
     opt = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True)
-    half = args.variant == "bf16"
+    half = args.variant in ("bf16", "bf16-compiled")
 
     def loss_of(x, y):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
             return F.cross_entropy(net(x), y)
 
-    if args.variant == "compiled":
+    if args.variant in COMPILED:
         loss_of = torch.compile(loss_of)
 
     def step():

@@ -42,9 +42,10 @@ pub struct Fed {
     pub gflops: f64,
 }
 
-/// Measures for about a second (`threads` at least 1), with the best instruction set of this machine.
+/// Measures for about a second, with the best instruction set of this machine, on so many threads, but on one a core at most.
 pub fn measure(threads: usize) -> Peaks {
-    let (threads, isa) = (threads.max(1), Isa::detect());
+    let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let (threads, isa) = (threads.clamp(1, cores), Isa::detect());
     let caches = Caches::this();
     let fed = caches.fed(threads);
     let memory = caches.memory(threads);

@@ -137,8 +137,9 @@ pub struct Report {
 pub fn run<B: Backend>(config: &Config, make: Make<B>, dense: Dense<B>) -> Result<Report> {
     let start = memory::resident();
     let network = Network::new(config, config.method, config.density)?;
-    let batch = Batch::<B::Real>::new(config);
+    // The network first: it refuses what memory does not hold.
     let mut sparse = Runner::new("sparse", &network, config, make)?;
+    let batch = Batch::<B::Real>::new(config);
     sparse.warm_up(&batch, config.warmup)?;
     let memory =
         start.zip(memory::peak()).map(|(start_rss_bytes, peak_rss_bytes)| Memory { start_rss_bytes, peak_rss_bytes });
@@ -193,8 +194,8 @@ impl<B: Backend> CheckedStep<B> {
     /// As [`run`].
     pub fn new(config: &Config, make: Make<B>) -> Result<Self> {
         let network = Network::new(config, config.method, config.density)?;
-        let batch = Batch::new(config);
         let mut runner = Runner::new("timed", &network, config, make)?;
+        let batch = Batch::new(config);
         runner.warm_up(&batch, config.warmup)?;
         runner.verify(&network, &batch)?;
         Ok(CheckedStep { runner, batch })
@@ -216,8 +217,8 @@ impl<B: Backend> CheckedStep<B> {
 pub fn memory_alone<B: Backend>(config: &Config, make: Make<B>) -> Result<Option<Memory>> {
     let start = memory::resident();
     let network = Network::new(config, config.method, config.density)?;
-    let batch = Batch::new(config);
-    Runner::new("dense", &network, config, make)?.warm_up(&batch, config.warmup)?;
+    let mut runner = Runner::new("dense", &network, config, make)?;
+    runner.warm_up(&Batch::new(config), config.warmup)?;
     Ok(start.zip(memory::peak()).map(|(start_rss_bytes, peak_rss_bytes)| Memory { start_rss_bytes, peak_rss_bytes }))
 }
 

@@ -3,7 +3,7 @@
 use super::lower::{Backward, Forward, Program, lower};
 use super::{Graph, NetState, NormState, ParamState};
 use crate::backend::{Backend, BatchLoss, NormId, Real, SgdStep, Spec, Store};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::sparsity::Mask;
 
 /// A network on a device: parameters, activations and the order of operations.
@@ -72,24 +72,7 @@ impl<B: Backend> Net<B> {
     /// # Errors
     /// Names the batch norm and what to do.
     pub fn check_batch(&self, n: usize) -> Result<()> {
-        for f in &self.program.forward {
-            let (norm, x) = match *f {
-                Forward::Conv { stats: Some(norm), y, .. } => (norm, y),
-                Forward::Stats { norm, x } => (norm, x),
-                _ => continue,
-            };
-            {
-                let plane = self.program.spec.tensors[x.0 as usize].plane;
-                if n * (plane.h * plane.w) as usize == 1 {
-                    return Err(Error::Usage(format!(
-                        "batch norm {}: a training batch of {n} image with a {}x{} plane has one value a channel, whose \
-                         variance is not defined; use another batch_size or larger images",
-                        self.norm_names[norm.0 as usize], plane.h, plane.w
-                    )));
-                }
-            }
-        }
-        Ok(())
+        self.program.check_batch(n, |norm| &self.norm_names[norm])
     }
 
     /// One training pass without the update: forward with batch statistics, mean loss over the batch, gradients.

@@ -54,6 +54,33 @@ pub struct Program {
     pub dlogits: TensorId,
 }
 
+impl Program {
+    /// Whether a training step with `n` images is defined: batch norm needs two values a channel. `name` of a norm's number.
+    ///
+    /// # Errors
+    /// Names the batch norm and what to do.
+    pub fn check_batch<'a>(&self, n: usize, name: impl Fn(usize) -> &'a str) -> Result<()> {
+        for f in &self.forward {
+            let (norm, x) = match *f {
+                Forward::Conv { stats: Some(norm), y, .. } => (norm, y),
+                Forward::Stats { norm, x } => (norm, x),
+                _ => continue,
+            };
+            let plane = self.spec.tensors[x.0 as usize].plane;
+            if n * (plane.h * plane.w) as usize == 1 {
+                return Err(Error::Usage(format!(
+                    "batch norm {}: a training batch of {n} image with a {}x{} plane has one value a channel, whose \
+                     variance is not defined; use another batch_size or larger images",
+                    name(norm.0 as usize),
+                    plane.h,
+                    plane.w
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Forward {
     /// Tensors read, and the tensor written.
     pub(super) fn uses(&self) -> (Vec<TensorId>, Option<TensorId>) {

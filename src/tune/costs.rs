@@ -53,9 +53,10 @@ impl Costs {
 /// Measures each distinct geometry of `graph`.
 ///
 /// # Errors
-/// A graph that cannot be lowered.
+/// A graph that cannot be lowered; a batch no norm is defined for.
 pub fn costs(graph: &Graph, config: &Config, progress: &mut dyn FnMut(usize, usize, &str)) -> Result<Vec<Costs>> {
     let program = lower(graph, &[], config.batch)?;
+    program.check_batch(config.batch, |norm| &graph.norms()[norm].name)?;
     let layers = graph.convs().iter().enumerate().map(|(i, c)| Layer::of(&program, ConvId(i as u32), &c.name));
     let groups = groups(layers.collect::<Result<Vec<_>>>()?);
     let end = Instant::now() + config.budget;

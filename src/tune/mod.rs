@@ -67,7 +67,7 @@ pub struct Report {
 /// Tunes `graph` with `masks`. Before each layer `progress` hears how many are done, of how many, and which one is next.
 ///
 /// # Errors
-/// Masks of another network; a kernel whose result depends on the plan beyond rounding.
+/// Masks of another network; a batch no norm is defined for; a kernel whose result depends on the plan beyond rounding.
 pub fn tune(
     graph: &Graph,
     masks: &[Mask],
@@ -75,6 +75,7 @@ pub fn tune(
     progress: &mut dyn FnMut(usize, usize, &str),
 ) -> Result<Report> {
     let program = lower(graph, masks, config.batch)?;
+    program.check_batch(config.batch, |norm| &graph.norms()[norm].name)?;
     let mut plan = Plan::default_for(&program.spec, graph.convs().iter().map(|c| c.name.as_str()));
     let layers = graph.convs().iter().enumerate().map(|(i, c)| Layer::of(&program, ConvId(i as u32), &c.name));
     let groups = groups(layers.collect::<Result<Vec<_>>>()?);

@@ -1,4 +1,4 @@
-//! Residual join, gradient copies, average pooling, and the SGD step: one plane of one block of images a task.
+//! Residual join, gradient copies and average pooling, one plane of one block of images a task; and the SGD step.
 
 use super::conv::DataGrad;
 use super::epilogue::{Area, From, emit, finish, stats};

@@ -7,8 +7,9 @@ use super::workers::{Shared, Workers};
 use crate::backend::{Plane, Spec, TensorSpec};
 use crate::error::{Error, Result};
 
-/// Tensors beyond this are written around the caches: half of a common L3.
-const LARGE_BYTES: usize = 16 << 20;
+/// Tensors beyond this are written around the caches: half of a common L3. Tests, which have debug assertions, have tensors
+/// on both sides of a smaller bound.
+const LARGE_BYTES: usize = if cfg!(debug_assertions) { 32 << 10 } else { 16 << 20 };
 
 /// Images side by side.
 pub(super) const LANES: usize = 16;

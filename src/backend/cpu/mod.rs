@@ -3,7 +3,7 @@
 //! `conv/` cuts planes into patches, fills them (`source.rs`), runs the kernels (`kernels/`) over the
 //! structure (`structure.rs`), and works on what they made while it is near (`epilogue.rs`); `norm.rs`, `elementwise.rs`,
 //! `maxpool.rs` and `loss.rs` are the rest of a step; `layout.rs`, `simd/` and `workers.rs` are the ground.
-//! All buffers are planned at construction. Every result is the same bytes for any number of threads.
+//! Tensors and scratch are planned at construction. Every result is the same bytes for any number of threads.
 
 mod conv;
 mod cuts;

@@ -116,7 +116,7 @@ pub struct Plan {
 /// Pixels of a register tile on AVX2: 14 accumulators and one broadcast of its 16 registers.
 pub(super) const TILE: usize = 7;
 /// The same for 1x1 kernels, whose pixels share no input: fewer pixels make room for more channels in L1, so that segments
-/// are longer. With blocks of twice as many entries, 4-11 % of a step of ResNet-50 at 90 and 80 % (Zen 3).
+/// are longer. With blocks of twice as many entries, 4-11 % of a step of ResNet-50 at 90 and 80 % (Zen 3, 2026-11).
 const POINT_TILE: usize = 4;
 /// Input that one register tile walks before the next channel block: it must stay in L1 (32 KB) beside the entries.
 const L1_TILE_BYTES: usize = 24 << 10;

@@ -12,7 +12,7 @@ use super::simd::Isa;
 use super::workers::{Shared, Workers};
 use crate::backend::{ConvSpec, ParamId, Spec};
 use crate::error::{Error, Result};
-use crate::shape::ConvGeom;
+use crate::shape::{ConvGeom, MAX_STRIDE};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -80,6 +80,9 @@ impl ConvPlan {
         if g.stride == 0 || g.h + 2 * g.pad < g.r || g.w + 2 * g.pad < g.s || g.weights() == 0 {
             return Err(fault("wanted sizes and stride above 0 and a kernel inside the padded image"));
         }
+        if g.stride > MAX_STRIDE {
+            return Err(fault(&format!("wanted a stride of at most {MAX_STRIDE}")));
+        }
         let param = |what: &str, id: ParamId| {
             let (i, count) = (id.0, spec.params.len());
             spec.params.get(i as usize).ok_or_else(|| fault(&format!("no such {what}: parameter {i} of {count}")))
@@ -143,6 +146,9 @@ impl ConvPlan {
         }
         accumulate(&mut plan.outs);
         plan.size_patches();
+        if let Some(floats) = plan.patch_floats().into_iter().find(|&f| u32::try_from(f).is_err()) {
+            return Err(fault(&format!("wanted patches of less than 2^32 numbers, got {floats}; cut them finer")));
+        }
         if plan.how.forward == Kernel::Sparse || plan.how.weight == Kernel::Sparse {
             plan.build_forward();
         }

@@ -32,7 +32,7 @@ impl Case {
         let g = &self.geom;
         let weights = [g.k, g.c, g.r, g.s].map(u64::from).iter().product();
         let nnz = self.density.budget(weights).max(1) as usize;
-        let flops = of(Op::ConvFwd).flops(nnz).unwrap_or(0);
+        let flops = of(Op::ConvFwd).flops(nnz);
         match pass {
             Pass::Forward => (flops, of(Op::ConvFwd).bytes(nnz)),
             Pass::WeightGradient => (flops, of(Op::ConvWgrad).bytes(nnz)),

@@ -13,7 +13,7 @@ use crate::sparsity::{Density, Draw, Maskable, Method, draw_masks};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Numbers that the tensors of a bench hold at least, all copies together: 64 MiB, beyond most caches.
+/// Numbers that all copies of the tensors should hold together: 64 MiB, beyond most caches.
 const FLOATS: usize = 16 << 20;
 /// Copies at most.
 const COPIES: usize = 8;
@@ -178,7 +178,7 @@ impl<B: Backend> Layer<B> {
         self.b.conv_backward(CONV, x, dy, dx, self.batch);
     }
 
-    /// The operation, or with `part` only that of it which a difference takes off.
+    /// The operation; of a data gradient that is not `whole` only what a difference takes off.
     fn operate(&mut self, copy: usize, whole: bool) {
         let (t, n) = (Tensors::of(copy), self.batch);
         match self.op {

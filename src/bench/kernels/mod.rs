@@ -12,7 +12,7 @@ use super::check::Verified;
 use super::stats::Spread;
 use crate::backend::{Backend, Plane, Spec};
 use crate::error::{Error, Result};
-use crate::shape::ConvGeom;
+use crate::shape::{ConvGeom, MAX_STRIDE};
 use crate::sparsity::Density;
 use layer::Layer;
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ pub use checked::{CheckedConv, Pass};
 
 /// Densities between which the crossover is looked for.
 const GRID: usize = 32;
+/// Most weights: a gigabyte of them.
+const MAX_WEIGHTS: u32 = 1 << 28;
 
 /// An operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,8 +88,9 @@ pub struct Report {
     pub ms: Spread,
     /// The same with every weight kept; `None` where there are no weights to keep.
     pub dense_ms: Option<Spread>,
-    /// FLOPs of a call (2 a multiply-accumulate of a kept weight, padding counted); `None` for what memory alone limits.
-    pub flops: Option<u64>,
+    /// FLOPs of a call: 2 a multiply-accumulate of a kept weight, padding counted; 18 a value of a batch norm, 8 a weight of
+    /// SGD.
+    pub flops: u64,
     /// Bytes of operands and results, each once, with a value and an index for each kept weight.
     pub bytes: u64,
     /// Smallest density, in 32nds, at which the dense layer is not slower than the sparse kernel; 1 if it always is.
@@ -144,7 +147,8 @@ impl Case {
     /// Whether there is such a layer.
     ///
     /// # Errors
-    /// Sizes of zero, a kernel larger than its input, more than any memory holds, or a batch norm over a single value.
+    /// Sizes of zero, a kernel larger than its input, a stride above [`MAX_STRIDE`], more than memory holds, or a batch norm
+    /// over a single value.
     pub fn check(&self) -> Result<()> {
         let g = &self.geom;
         let sizes = [g.c, g.h, g.w, g.k, g.r, g.s, g.stride];
@@ -155,11 +159,14 @@ impl Case {
                 self.batch
             )));
         }
+        if g.stride > MAX_STRIDE {
+            return Err(Error::Usage(format!("no such layer: {g:?}; wanted a stride of at most {MAX_STRIDE}")));
+        }
         let largest =
             [self.batch, g.c.max(g.k) as usize, g.h as usize + 2 * g.pad as usize, g.w as usize + 2 * g.pad as usize];
         let numbers = largest.iter().try_fold(64usize, |n, &v| n.checked_mul(v));
         let weights = sizes[3..6].iter().try_fold(g.c, |n, &v| n.checked_mul(v));
-        if numbers.is_none_or(|n| n > 1 << 40) || weights.is_none() {
+        if numbers.is_none_or(|n| n > 1 << 40) || weights.is_none_or(|n| n > MAX_WEIGHTS) {
             return Err(Error::Usage(format!("{g:?} with {} images exceeds memory; use a smaller layer", self.batch)));
         }
         let norm = !self.plain && !matches!(self.op, Op::Linear | Op::Sgd);
@@ -172,12 +179,16 @@ impl Case {
         Ok(())
     }
 
-    fn flops(&self, nnz: usize) -> Option<u64> {
+    fn flops(&self, nnz: usize) -> u64 {
         let once = 2 * nnz as u64 * u64::from(self.geom.p()) * u64::from(self.geom.q()) * self.batch as u64;
         match self.op {
-            Op::ConvFwd | Op::ConvDgrad | Op::ConvWgrad => Some(once),
-            Op::Linear => Some(3 * once),
-            Op::Bn | Op::Sgd => None,
+            Op::ConvFwd | Op::ConvDgrad | Op::ConvWgrad => once,
+            Op::Linear => 3 * once,
+            // A value: 4 for the statistics, 3 for scale, shift and ReLU, 7 for the mask (scale, shift, comparison) and the
+            // two sums, 4 for the gradient a*g + b*x + c.
+            Op::Bn => 18 * (input(&self.geom).len() * self.batch) as u64,
+            // A weight: four multiply-adds (weight decay, momentum, Nesterov, update).
+            Op::Sgd => 8 * nnz as u64,
         }
     }
 

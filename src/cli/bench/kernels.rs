@@ -101,17 +101,19 @@ pub(super) fn run(args: KernelsArgs) -> Result<()> {
     };
     let measure = |entry| Ok(Row { report: kernels::run(&case(&entry), &make, &sparse)?, entry });
     let rows: Vec<Row> = entries.into_iter().map(measure).collect::<Result<_>>()?;
-    let text = if args.json { format!("{:#}\n", object(&args, &peaks, &rows)) } else { table(&args, &peaks, &rows) };
-    crate::cli::print(&text)
+    crate::cli::print(&if args.json {
+        format!("{:#}\n", object(&args, threads, &peaks, &rows))
+    } else {
+        table(&args, threads, &peaks, &rows)
+    })
 }
 
 /// 10^9 FLOP a second, and 10^9 bytes a second, in the median call.
-fn rates(r: &Report) -> (Option<f64>, f64) {
-    let per_s = |n: u64| n as f64 / (1e6 * r.ms.median);
-    (r.flops.map(per_s), per_s(r.bytes))
+fn rates(r: &Report) -> [f64; 2] {
+    [r.flops, r.bytes].map(|n| n as f64 / (1e6 * r.ms.median))
 }
 
-fn object(args: &KernelsArgs, peaks: &Peaks, rows: &[Row]) -> Value {
+fn object(args: &KernelsArgs, threads: usize, peaks: &Peaks, rows: &[Row]) -> Value {
     let engine = Engine::this();
     let results: Vec<Value> = rows.iter().map(|row| result(peaks, row)).collect();
     json!({
@@ -121,7 +123,7 @@ fn object(args: &KernelsArgs, peaks: &Peaks, rows: &[Row]) -> Value {
         "commit": engine.commit,
         "dirty": engine.dirty,
         "machine": Machine::this(),
-        "threads": peaks.threads,
+        "threads": threads,
         "density": args.density,
         "plain": args.plain,
         "seed": args.seed,
@@ -132,7 +134,7 @@ fn object(args: &KernelsArgs, peaks: &Peaks, rows: &[Row]) -> Value {
 
 fn result(peaks: &Peaks, Row { entry, report }: &Row) -> Value {
     let ConvGeom { c, h, w, k, r, s, stride, pad } = entry.geom;
-    let ((gflops, gb_s), conv) = (rates(report), !matches!(entry.op, Op::Bn | Op::Sgd));
+    let ([gflops, gb_s], conv) = (rates(report), !matches!(entry.op, Op::Bn | Op::Sgd));
     json!({
         "op": entry.op.name(),
         "model": entry.model,
@@ -151,7 +153,7 @@ fn result(peaks: &Peaks, Row { entry, report }: &Row) -> Value {
         "bytes": report.bytes,
         "gflops": gflops,
         "gb_s": gb_s,
-        "percent_of_fma_peak": gflops.map(|v| 100.0 * v / peaks.fma_gflops),
+        "percent_of_fma_peak": 100.0 * gflops / peaks.fma_gflops,
         "percent_of_read_peak": 100.0 * gb_s / peaks.read_gb_s,
         "crossover_density": report.crossover,
         "plan": conv.then(|| LayerPlan::default_for(&entry.geom, report.nnz as usize)),
@@ -159,7 +161,7 @@ fn result(peaks: &Peaks, Row { entry, report }: &Row) -> Value {
     })
 }
 
-fn table(args: &KernelsArgs, peaks: &Peaks, rows: &[Row]) -> String {
+fn table(args: &KernelsArgs, threads: usize, peaks: &Peaks, rows: &[Row]) -> String {
     let fed: Vec<_> = peaks.load_fma.iter().map(|f| format!("{} {}", f.from, digits(f.gflops))).collect();
     let mut text = format!(
         "{} on {}, {} thread(s); sparse-engine {}\n\
@@ -167,7 +169,7 @@ fn table(args: &KernelsArgs, peaks: &Peaks, rows: &[Row]) -> String {
          density {}; {}\n\n",
         peaks.isa,
         Machine::this().cpu,
-        peaks.threads,
+        threads,
         Engine::this(),
         digits(peaks.fma_gflops),
         fed.join(", "),
@@ -183,7 +185,7 @@ fn table(args: &KernelsArgs, peaks: &Peaks, rows: &[Row]) -> String {
     }
     let mut lines: Vec<Vec<String>> = vec![head.into_iter().map(String::from).collect()];
     for Row { entry, report } in rows {
-        let ((gflops, gb_s), dash) = (rates(report), || "-".to_string());
+        let ([gflops, gb_s], dash) = (rates(report), || "-".to_string());
         let dense = report.dense_ms.map(|d| d.median);
         let mut line = vec![
             entry.op.name().into(),
@@ -191,8 +193,8 @@ fn table(args: &KernelsArgs, peaks: &Peaks, rows: &[Row]) -> String {
             entry.batch.to_string(),
             digits(report.ms.median),
             digits(report.ms.min),
-            gflops.map_or_else(dash, digits),
-            gflops.map_or_else(dash, |v| percent(v / peaks.fma_gflops, 0)),
+            digits(gflops),
+            percent(gflops / peaks.fma_gflops, 0),
             digits(gb_s),
             percent(gb_s / peaks.read_gb_s, 0),
             dense.map_or_else(dash, digits),

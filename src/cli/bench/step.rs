@@ -107,9 +107,11 @@ pub(super) fn run(args: StepArgs) -> Result<()> {
     let memory = || dense_memory(&config, threads);
     let beside = if args.no_dense { Dense::Skip } else { Dense::Beside { make: &dense, memory: &memory } };
     let report = step::run(&config, &sparse, beside)?;
-    let text =
-        if args.json { format!("{:#}\n", object(&args, &config, threads, &report)) } else { text(&config, &report) };
-    crate::cli::print(&text)
+    crate::cli::print(&if args.json {
+        format!("{:#}\n", object(&args, &config, threads, &report))
+    } else {
+        text(&config, args.plan.as_deref(), &report)
+    })
 }
 
 impl StepArgs {

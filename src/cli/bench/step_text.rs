@@ -7,22 +7,23 @@ use crate::bench::{Phase, Spread, Verified};
 use crate::cli::format::{bytes, count, percent};
 use crate::cli::table::{aligned, digits};
 use crate::report::{Engine, Machine};
+use std::path::Path;
 
 /// What was measured, the times, and what follows from them.
-pub(super) fn text(config: &Config, report: &Report) -> String {
+pub(super) fn text(config: &Config, plan: Option<&Path>, report: &Report) -> String {
     let ratio = report.ratio.map_or(String::new(), |r| {
         let [median, q1, q3, min, max] = [r.median, r.q1, r.q3, r.min, r.max].map(digits);
         format!("\nsparse / dense, blocks in pairs: {median} (quartiles {q1} and {q3}, from {min} to {max})\n")
     });
     format!(
         "{}\n{}\n{}{ratio}",
-        head(config, report),
+        head(config, plan, report),
         aligned(&times(report), |c| c == 0),
         aligned(&rest(config, report), |c| c == 0)
     )
 }
 
-fn head(config: &Config, report: &Report) -> String {
+fn head(config: &Config, plan: Option<&Path>, report: &Report) -> String {
     let Config { model, batch, channels, image_size, classes, method, .. } = config;
     let machine = Machine::this();
     let width = width(config).map(|w| format!(", width {w}")).unwrap_or_default();
@@ -32,11 +33,12 @@ fn head(config: &Config, report: &Report) -> String {
     format!(
         "{model}{width}, batch {batch} of {channels}x{image_size}x{image_size}, {classes} classes\n\
          {method}, {pruned} % pruned: {kept} of the weights left, {macs} of the multiply-accumulates\n\
-         {} on {}, {} cores; sparse-engine {}\n\
+         {} on {}, {} cores{}; sparse-engine {}\n\
          {}\n",
         report.backend,
         machine.cpu,
         machine.cores,
+        plan.map(|path| format!("; plan {}", path.display())).unwrap_or_default(),
         Engine::this(),
         checked(report.sparse.verified)
     )

@@ -1,8 +1,10 @@
 //! A convolution's passes: tasks, patches, kernels, epilogues.
 //!
-//! A task takes a patch of the output (forward) or of the input (data gradient) of one block of 16 images: it copies what
-//! the patch reads into scratch, halo and zeros included, computing operands on the way; runs the kernel; and works on the
-//! result while it is near. What the patches are depends on the plan only, so results do not depend on the threads.
+//! A task takes a patch of the output (forward) or of the input (data gradient) of one block of 16 images, or some
+//! channels of it; backward, where both gradients are one task, several patches. It copies what the patch reads into
+//! scratch, halo and zeros included, computing operands on the way, unless they can be read where they lie or all tasks
+//! share one copy; runs the kernel; and works on the result while it is near. What the patches are depends on the plan
+//! only, so results do not depend on the threads.
 
 mod backward;
 mod reach;
@@ -57,7 +59,7 @@ impl Scratch {
     pub(super) fn new(plans: &[ConvPlan], planes: usize, batch: usize, threads: usize) -> Result<Self> {
         let nbs = blocks(batch);
         let most = |f: &dyn Fn(&ConvPlan) -> usize| plans.iter().map(f).max().unwrap_or(0);
-        let gap = 1024; // bytes that keep workers out of each other's lines and prefetches
+        let gap = 1024; // floats that keep workers out of each other's lines and prefetches
         let own = |p: &ConvPlan, i: usize| if p.is_shared() { 0 } else { p.patch_floats()[i] };
         let x = most(&|p| own(p, 0).max(p.patch_floats()[2])) + gap;
         let dy = most(&|p| own(p, 1).max(p.patch_floats()[2])) + gap;

@@ -40,7 +40,7 @@ impl Reach {
         }
     }
 
-    /// With the lines fetched first if `yes`: for tensors that no cache holds, read whole.
+    /// With the lines fetched first if `yes`: for tensors of which every line is read.
     pub(super) fn fetched(self, yes: bool) -> Self {
         if let Reach::Direct { .. } = self { Reach::Direct { fetch: yes } } else { self }
     }

@@ -2,7 +2,7 @@
 //!
 //! A register tile holds some pixels of one output row; a loop over the non-zeros of the output channel broadcasts each
 //! and multiplies it with the pixels at its offset, straight from memory: one load a multiply-add, 84 of 100 GFLOP/s from
-//! L1 (Zen 3, AVX2).
+//! L1 (Zen 3, AVX2, 2026-11).
 #![allow(clippy::needless_range_loop)] // index loops of constant length become registers
 
 use super::patch::{Grid, Out, Patch, Start, part};
@@ -10,7 +10,7 @@ use crate::backend::cpu::simd::{Isa, V16, entry_points};
 use std::ops::Range;
 
 /// Outputs whose pixels of one tile (14 KB with 7 pixels, 8 KB with 4) wait for the next channel block. 64 were 5-12 %
-/// slower over a step of ResNet-50 (Zen 3): they and the block's input leave L1.
+/// slower over a step of ResNet-50 (Zen 3, 2026-11): they and the block's input leave L1.
 const OUTPUTS: usize = 32;
 
 /// Non-zeros. Segment `o * blocks + b` holds those of output `o` whose input channel is in block `b`, in summing order.

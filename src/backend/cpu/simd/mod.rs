@@ -43,7 +43,10 @@ impl Isa {
             // VL (all but the Xeon Phi have it) lets 256-bit operations use all 32 registers; without it LLVM keeps what
             // is summed up in one to 16 registers, and spills.
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl"),
+            Isa::Avx512 => {
+                let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
+                avx512 && Isa::Avx2.available()
+            }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(not(target_arch = "x86_64"))]

@@ -31,7 +31,7 @@ type Change = fn(&mut Spec);
 #[test]
 fn faulty_specs_are_errors() {
     assert!(CpuBackend::new(good(), 1).is_ok());
-    let changes: [(&str, Change); 15] = [
+    let changes: [(&str, Change); 17] = [
         ("batch 0", |s| s.batch = 0),
         ("more memory than there is", |s| s.batch = usize::MAX / 4),
         ("a tensor beyond the arena", |s| s.tensors[1].at += 1),
@@ -41,6 +41,12 @@ fn faulty_specs_are_errors() {
         ("a running store that is too short", |s| s.norms[0].running = 1),
         ("a kernel beyond the image", |s| s.convs[0].geom.r = 5),
         ("stride 0", |s| s.convs[0].geom.stride = 0),
+        ("a stride of 65", |s| s.convs[0].geom.stride = 65),
+        ("patches of whole planes beyond u32", |s| {
+            s.params[2] = ParamSpec { shape: vec![40_000, 1, 1, 1], kept: None, range: 4..40_004 };
+            s.convs[0].geom = ConvGeom { h: 400, w: 400, k: 40_000, r: 1, ..GEOM };
+            s.convs[0].bias = None;
+        }),
         ("no channels", |s| s.convs[0].geom.c = 0),
         ("no such weight", |s| s.convs[0].weight = ParamId(9)),
         ("no such bias", |s| s.convs[0].bias = Some(ParamId(9))),

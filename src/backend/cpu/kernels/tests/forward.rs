@@ -182,7 +182,7 @@ fn data_gradient_through_packed_classes() {
 fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32], way: Way, flush: Flush) {
     let [c, h, w, k, r, st, pad] = [g.c, g.h, g.w, g.k, g.r, g.stride, g.pad].map(|v| v as usize);
     let (p, q) = (g.p() as usize, g.q() as usize);
-    let halo = g.output_halo() as usize;
+    let halo = r.max(g.s as usize) + 1; // no read goes further
     let mut dy = Buf::new(9, [k, p + 2 * halo, q + 2 * halo], LANES, flush);
     let inside = |y: usize, x: usize| (halo..halo + p).contains(&y) && (halo..halo + q).contains(&x);
     for i in 0..k * (p + 2 * halo) * (q + 2 * halo) {
