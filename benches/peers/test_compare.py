@@ -232,7 +232,7 @@ class WholeRun(unittest.TestCase):
         with open(file, encoding="utf-8") as f:
             report = json.load(f)
         self.assertEqual(len(report["rounds"]), 2)
-        self.assertEqual(len(report["rounds"][0]["runs"]), 4 + 6)
+        self.assertEqual(len(report["rounds"][0]["runs"]), 5 + 6)
         self.assertEqual(report["tables"][0]["rows"][0]["median_ms"], 200.0)
         self.assertEqual([len(h) for h in report["engine_files"].values()], [64])
 

@@ -13,7 +13,7 @@ from unittest import mock
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import threads
 
-# Times fall with threads; the dense network takes 4 times as long as the sparse one, and the second round twice as long.
+# Times fall with threads; the dense network takes 4 times as long as the sparse one, the second round twice as long.
 STAND_IN = """\
 #!{python} -IS
 import json, os, sys
@@ -64,12 +64,14 @@ class Threads(unittest.TestCase):
 
     def test_a_program_that_fails_ends_it(self):
         code, out, figures = self.run_it("--sparsity", "0.5", "--sparsity", "0.9", broken="0.9")
-        self.assertEqual((code, figures), ("threads: exit code 1: a result is wrong", None))
+        why = "threads: this engine, uniform 90 %, 1 thread(s): exit code 1: a result is wrong"
+        self.assertEqual((code, figures), (why, None))
         self.assertNotIn("|", out)
 
     def test_wrong_usage(self):
-        twice = "--threads 2 --threads 2"
-        for wrong in ("--sparsity 1", "--rounds 0", "--threads 0", twice, "--batch 0", "--method er"):
+        twice, nowhere = "--threads 2 --threads 2", "--json /nowhere/x.json"
+        more = ("--threads 0", twice, "--batch 0", "--model vgg", nowhere, "--method er")
+        for wrong in ("--sparsity 1", "--rounds 0", *more):
             with self.subTest(wrong):
                 self.assertEqual(self.run_it(*wrong.split())[0], 2)
 

@@ -13,7 +13,8 @@ Exit codes: 0 done, 1 a program failed, 2 wrong usage.
 
 import argparse
 import datetime
-import json
+import os
+import shutil
 import statistics
 import sys
 
@@ -28,31 +29,37 @@ from densities import METHODS
 def main():
     args = arguments()
     try:
-        content = compare.Content([args.engine])
+        content = compare.Content([shutil.which(args.engine) or args.engine])
         engine = compare.engine_version(args.engine)
         here = machine.describe()
         print(f"{here['cpu']}, {here['cores']} cores, {here['simd']}; {datetime.date.today().isoformat()}; {engine}")
-        rounds = [measure(args, number, content) for number in range(args.rounds)]
+        rounds, load = [], machine.Load()
+        for number in range(args.rounds):
+            rounds.append(measure(args, number, content))
+            compare.save(args.json, {"engine": engine, "machine": here, "rounds": rounds})
     except (compare.Changed, compare.torch_env.Failed, programs.Failed) as e:
         sys.exit(f"threads: {e}")
-    if args.json:
-        with open(args.json, "w", encoding="utf-8") as f:
-            json.dump({"engine": engine, "machine": here, "rounds": rounds}, f, indent=1)
     print(
-        f"{args.model}, {args.method}, batch {args.batch or names.default_batch(args.model)}; rounds: {args.rounds}, "
-        f"interleaved, none discarded; ms a step: median, minimum\n\n{markdown(lines(args, rounds))}"
+        f"{args.model}, {args.method}, batch {args.batch}; rounds: {args.rounds}, interleaved, none discarded; ms a "
+        f"step: median, minimum\n\n{markdown(lines(args, rounds))}"
     )
+    if (others := load.lap()["others_cpus"]) > machine.OTHERS_MAX:
+        print(f"\nWARNING: other programs used {others:.2f} processors; wanted at most {machine.OTHERS_MAX}")
+    if max(args.threads) > here["cores"]:
+        print(f"\nWARNING: {max(args.threads)} threads on {here['cores']} cores")
 
 
 def measure(args, number, content):
     """A round: {sparsity: {threads: [sparse median, its minimum, dense median, its minimum]}}, in milliseconds."""
-    batch = args.batch or names.default_batch(args.model)
     found = {}
     for sparsity in args.sparsity:
         for threads in args.threads:
             content.must_be_the_same()
-            program = programs.engine_program(args.engine, args.model, batch, threads, args.method, sparsity)
-            samples, _ = program.timing(dense=True, check=number == 0).run(env=None, timeout_s=1800)
+            program = programs.engine_program(args.engine, args.model, args.batch, threads, args.method, sparsity)
+            try:
+                samples, _ = program.timing(dense=True, check=number == 0).run(env=None, timeout_s=1800)
+            except programs.Failed as e:
+                raise programs.Failed(f"{program.name}, {threads} thread(s): {e}") from e
             ours = [samples[program.name], samples[programs.OUR_DENSE]]
             figures = [t for s in ours for t in (s.median_ms, s.min_ms)]
             found.setdefault(sparsity, {})[threads] = figures
@@ -104,6 +111,12 @@ def arguments(argv=None):
         p.error("--sparsity: wanted shares between 0 and 1")
     if args.rounds < 1 or min(args.threads) < 1 or (args.batch is not None and args.batch < 1):
         p.error("--rounds, --threads and --batch: wanted at least 1")
+    try:
+        args.batch = args.batch or names.default_batch(args.model)
+    except ValueError as e:
+        p.error(f"--{e}")
+    if args.json and not os.path.isdir(os.path.dirname(args.json) or "."):
+        p.error(f"--json: no such folder: {os.path.dirname(args.json)}")
     for name in ("sparsity", "threads"):
         if len(set(getattr(args, name))) < len(getattr(args, name)):
             p.error(f"--{name}: one is given twice")

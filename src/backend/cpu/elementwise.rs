@@ -58,6 +58,7 @@ impl Join<'_> {
     /// One plane. SAFETY: nobody else uses it; the operands are as large as y, and no task writes them; `isa` is available.
     pub(super) unsafe fn plane(&self, isa: Isa, nb: usize, ch: usize) {
         let Join { a, b, relu, y, around } = *self;
+        // SAFETY: as the caller's.
         unsafe {
             if around {
                 plane_join_around(isa, a, b, relu, y, nb, ch);

@@ -147,7 +147,8 @@ impl ConvPlan {
         accumulate(&mut plan.outs);
         plan.size_patches();
         if let Some(floats) = plan.patch_floats().into_iter().find(|&f| u32::try_from(f).is_err()) {
-            return Err(fault(&format!("wanted patches of less than 2^32 numbers, got {floats}; cut them finer")));
+            let advice = if plan.is_shared() { "shrink the images" } else { "cut them finer" };
+            return Err(fault(&format!("wanted patches of less than 2^32 numbers, got {floats}; {advice}")));
         }
         if plan.how.forward == Kernel::Sparse || plan.how.weight == Kernel::Sparse {
             plan.build_forward();

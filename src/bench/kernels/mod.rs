@@ -147,8 +147,8 @@ impl Case {
     /// Whether there is such a layer.
     ///
     /// # Errors
-    /// Sizes of zero, a kernel larger than its input, a stride above [`MAX_STRIDE`], more than memory holds, or a batch norm
-    /// over a single value.
+    /// Sizes of zero, a kernel larger than its input, a stride above [`MAX_STRIDE`], more than [`MAX_WEIGHTS`] weights, images
+    /// that exceed memory, or a batch norm over a single value.
     pub fn check(&self) -> Result<()> {
         let g = &self.geom;
         let sizes = [g.c, g.h, g.w, g.k, g.r, g.s, g.stride];
@@ -166,7 +166,10 @@ impl Case {
             [self.batch, g.c.max(g.k) as usize, g.h as usize + 2 * g.pad as usize, g.w as usize + 2 * g.pad as usize];
         let numbers = largest.iter().try_fold(64usize, |n, &v| n.checked_mul(v));
         let weights = sizes[3..6].iter().try_fold(g.c, |n, &v| n.checked_mul(v));
-        if numbers.is_none_or(|n| n > 1 << 40) || weights.is_none_or(|n| n > MAX_WEIGHTS) {
+        if weights.is_none_or(|n| n > MAX_WEIGHTS) {
+            return Err(Error::Usage(format!("no such layer: {g:?}; wanted at most {MAX_WEIGHTS} weights")));
+        }
+        if numbers.is_none_or(|n| n > 1 << 40) {
             return Err(Error::Usage(format!("{g:?} with {} images exceeds memory; use a smaller layer", self.batch)));
         }
         let norm = !self.plain && !matches!(self.op, Op::Linear | Op::Sgd);
@@ -187,7 +190,7 @@ impl Case {
             // A value: 4 for the statistics, 3 for scale, shift and ReLU, 7 for the mask (scale, shift, comparison) and the
             // two sums, 4 for the gradient a*g + b*x + c.
             Op::Bn => 18 * (input(&self.geom).len() * self.batch) as u64,
-            // A weight: four multiply-adds (weight decay, momentum, Nesterov, update).
+            // A weight: four multiplications and additions (weight decay, momentum, Nesterov, update).
             Op::Sgd => 8 * nnz as u64,
         }
     }

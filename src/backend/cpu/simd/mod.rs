@@ -44,6 +44,7 @@ impl Isa {
             // is summed up in one to 16 registers, and spills.
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => {
+                // Compiled with AVX2 and FMA on, which a hypervisor may hide.
                 let avx512 = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
                 avx512 && Isa::Avx2.available()
             }

@@ -178,11 +178,18 @@ fn data_gradient_through_packed_classes() {
     }
 }
 
-/// All classes from one dy with a halo that fits all taps, against f64.
+/// All classes from one dy with a halo just as wide as the taps reach, against f64.
 fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32], way: Way, flush: Flush) {
     let [c, h, w, k, r, st, pad] = [g.c, g.h, g.w, g.k, g.r, g.stride, g.pad].map(|v| v as usize);
     let (p, q) = (g.p() as usize, g.q() as usize);
-    let halo = r.max(g.s as usize) + 1; // no read goes further
+    let size = |extent: usize, first: usize| extent.saturating_sub(first).div_ceil(st);
+    let reach =
+        |tap: i64, size: usize, out: usize| if size == 0 { 0 } else { (-tap).max(size as i64 + tap - out as i64) };
+    let reaches = packing.classes().iter().enumerate().flat_map(|(i, class)| {
+        let sizes = [size(h, i / st), size(w, i % st)];
+        class.taps.iter().map(move |t| reach(t[0], sizes[0], p).max(reach(t[1], sizes[1], q)))
+    });
+    let halo = reaches.max().unwrap_or(0).max(0) as usize;
     let mut dy = Buf::new(9, [k, p + 2 * halo, q + 2 * halo], LANES, flush);
     let inside = |y: usize, x: usize| (halo..halo + p).contains(&y) && (halo..halo + q).contains(&x);
     for i in 0..k * (p + 2 * halo) * (q + 2 * halo) {
@@ -195,7 +202,6 @@ fn data_gradient(g: &ConvGeom, weights: &[f32], packing: &Packing, packed: &[f32
     let mut dx = Guarded::new(flush, &vec![f32::NAN; c * h * w * LANES]);
     for (i, class) in packing.classes().iter().enumerate() {
         let (row, col) = (i / st, i % st);
-        let size = |extent: usize, first: usize| extent.saturating_sub(first).div_ceil(st);
         let place = |t: &[i64; 2]| (t[0] + halo as i64) * dy.row as i64 + (t[1] + halo as i64) * LANES as i64;
         let offs: Vec<u32> = class.taps.iter().map(|t| place(t).try_into().unwrap_or(u32::MAX)).collect();
         let taps = &Taps::new(k, dy.chan, &offs, 2);
