@@ -44,6 +44,10 @@ void barrier(int line);
 // Waits until all lanes of `mask` that still run got here, then returns the value of lane `source`
 // (all bits set if that lane gave none).
 uint64_t exchange(unsigned mask, uint64_t value, unsigned source, int line);
+// Waits until all 32 lanes that still run got here with the same `work`; the last one calls it with all their slots (null: a
+// lane that has returned), which lie on the fibres' stacks and may be read and written.
+using Work = void (*)(void* slots[32]);
+void collective(void* slot, Work work, int line);
 // Index of the running thread in its warp.
 unsigned lane();
 // The block's copy of the static shared variable identified by `key`.

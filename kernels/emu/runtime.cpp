@@ -33,6 +33,8 @@ struct Fibre {
     unsigned mask;     // of the shuffle
     unsigned source;   // lane it reads
     uint64_t value;    // what it gave, then what it gets
+    Work work;         // of a collective; null: a shuffle
+    void* slot;        // what it gave to the collective
 };
 
 struct Device {
@@ -102,7 +104,19 @@ bool serve(unsigned thread) {
     const Fibre asked = device->fibres[thread];
     for (unsigned l = 0; l < lanes; ++l) {
         if (!(asked.mask >> l & 1) || warp[l].state == State::done) continue;
-        if (warp[l].state != State::exchange || warp[l].line != asked.line || warp[l].mask != asked.mask) return false;
+        if (warp[l].state != State::exchange || warp[l].line != asked.line || warp[l].mask != asked.mask ||
+            warp[l].work != asked.work)
+            return false;
+    }
+    if (asked.work) {
+        void* slots[32] = {};
+        for (unsigned l = 0; l < lanes; ++l) {
+            if (!(asked.mask >> l & 1) || warp[l].state != State::exchange) continue;
+            slots[l] = warp[l].slot;
+            warp[l].state = State::ready;
+        }
+        asked.work(slots);
+        return true;
     }
     uint64_t given[32];
     memset(given, 0xFF, sizeof given);
@@ -190,10 +204,21 @@ uint64_t exchange(unsigned mask, uint64_t value, unsigned source, int line) {
     me.mask = mask;
     me.source = source;
     me.value = value;
+    me.work = nullptr;
     me.state = State::exchange;
     me.line = line;
     if (!serve(device->current)) wait(State::exchange, line);
     return me.value;
+}
+
+void collective(void* slot, Work work, int line) {
+    Fibre& me = device->fibres[device->current];
+    me.mask = ~0u;
+    me.slot = slot;
+    me.work = work;
+    me.state = State::exchange;
+    me.line = line;
+    if (!serve(device->current)) wait(State::exchange, line);
 }
 
 void* shared_static(const void* key, size_t bytes, size_t align) {
