@@ -4,11 +4,12 @@
 mod plan;
 mod run;
 mod setup;
+mod trainer;
 
-use crate::backend::Spec;
 use crate::backend::cpu::plan::Plan;
 use crate::backend::cpu::{CpuBackend, Isa};
 use crate::backend::gpu::{self, GpuBackend, cuda::Cuda};
+use crate::backend::{Backend, Spec};
 use crate::checkpoint::{Checkpoint, ParamState};
 use crate::config::Config;
 use crate::data::{self, ImageShape, Loader};
@@ -17,10 +18,11 @@ use crate::graph::{Graph, Net};
 use crate::report::{Score, Split, Summary};
 use crate::sparsity::Mask;
 use plan::PlanFile;
-use run::{Run, score};
+use run::{Prepared, Run};
 use setup::Setup;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use trainer::{HostFed, score};
 
 /// Which device a run uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -172,15 +174,35 @@ pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) ->
         // Only the SGD step has a CUDA kernel so far: until the rest has, the CPU is the best device found.
         Device::Auto | Device::Cpu => {
             let setup = Setup::new(config)?;
-            Run::new(&setup, options, cpu)?.finish(observer)
+            Run::new(&setup, options, host_fed(&setup, options, cpu)?)?.finish(observer)
         }
         Device::Cuda => {
             gpu::probe()?;
             let setup = Setup::new(config)?;
             let make = |spec: Spec, plan: Option<&Plan>| GpuBackend::new(Cuda::open()?, cpu(spec, plan)?);
-            Run::new(&setup, options, make)?.finish(observer)
+            Run::new(&setup, options, host_fed(&setup, options, make)?)?.finish(observer)
         }
     }
+}
+
+/// The network on what `make` builds for it with a plan, or without for the default one.
+fn host_fed<'a, B: Backend<Real = f32>>(
+    setup: &'a Setup,
+    options: &Options,
+    make: impl Fn(Spec, Option<&Plan>) -> Result<B>,
+) -> Result<Prepared<HostFed<'a, B>>> {
+    let file = PlanFile::of_run(options)?;
+    // Now, and gone before the network is there: at the end of a long run there might be no room for both.
+    let bytes_dense = Net::new(&setup.graph, &[], setup.largest_batch(), |spec| make(spec, None))?.backend().bytes();
+    let net = Net::new(&setup.graph, &setup.masks, setup.largest_batch(), |spec| {
+        let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
+        make(spec, plan)
+    })?;
+    let names = setup.graph.convs().iter().map(|c| c.name.as_str());
+    let default = Plan::default_for(&net.program().spec, names);
+    let plan = file.map_or_else(|| default.clone(), |f| f.plan);
+    let planned = (plan.layers.len(), plan.differences(&default).count());
+    Ok(Prepared { trainer: HostFed::new(setup, options.threads, net), bytes_dense, plan, planned })
 }
 
 /// The network and the masks of a configuration: what [`train`] would train.

@@ -15,6 +15,8 @@ use std::sync::Arc;
 
 /// The number type a backend exchanges with the host: `f32`, or `f64` for the reference backend.
 pub trait Real: bytemuck::Pod + Default + PartialOrd + Send + Sync + std::fmt::Debug + 'static {
+    /// Distance from 1 to the next number.
+    const EPS: f64;
     /// Rounds to this type.
     fn from_f64(v: f64) -> Self;
     /// Exact.
@@ -22,6 +24,7 @@ pub trait Real: bytemuck::Pod + Default + PartialOrd + Send + Sync + std::fmt::D
 }
 
 impl Real for f32 {
+    const EPS: f64 = f32::EPSILON as f64;
     fn from_f64(v: f64) -> Self {
         v as f32
     }
@@ -31,6 +34,7 @@ impl Real for f32 {
 }
 
 impl Real for f64 {
+    const EPS: f64 = f64::EPSILON;
     fn from_f64(v: f64) -> Self {
         v
     }
@@ -93,6 +97,45 @@ pub struct TensorSpec {
     /// First number of its place, in numbers an image: a tensor owns `at .. at + plane.room()` of [`Spec::arena`], times
     /// the batch. Tensors that are never alive at once may overlap.
     pub at: usize,
+    /// First write and last use, in operations: a backend whose numbers take other room makes a plan of its own from it.
+    pub alive: (usize, usize),
+    /// Whether it is kept in f32 where others are kept in less: the logits.
+    pub exact: bool,
+}
+
+impl TensorSpec {
+    /// A tensor that is alive all the time.
+    pub fn lasting(plane: Plane, at: usize) -> Self {
+        TensorSpec { plane, at, alive: (0, usize::MAX), exact: false }
+    }
+}
+
+/// Gives places to tensors of `rooms[i]` numbers that are alive from `alive[i].0` to `alive[i].1`: those never alive at once
+/// may share. Returns first numbers, and the length of the arena.
+///
+/// Places are given in order of birth, each the lowest gap that is large enough: what the forward pass saves lies in
+/// the order in which it is made, so what the backward pass frees from the end grows together for its gradients.
+pub fn place(rooms: &[usize], alive: &[(usize, usize)]) -> (Vec<usize>, usize) {
+    let mut order: Vec<usize> = (0..rooms.len()).collect();
+    order.sort_by_key(|&i| alive[i].0);
+    let mut at = vec![0; rooms.len()];
+    let mut placed: Vec<usize> = Vec::new(); // alive now, by place
+    let mut end = 0;
+    for i in order {
+        placed.retain(|&j| alive[j].1 >= alive[i].0);
+        let mut first = 0;
+        let gap = placed.iter().position(|&j| {
+            let fits = first + rooms[i] <= at[j];
+            if !fits {
+                first = at[j] + rooms[j];
+            }
+            fits
+        });
+        at[i] = first;
+        placed.insert(gap.unwrap_or(placed.len()), i);
+        end = end.max(first + rooms[i]);
+    }
+    (at, end)
 }
 
 /// A parameter tensor in the flat store.
@@ -321,6 +364,16 @@ impl Bytes {
     }
 }
 
+/// How numbers are rounded that a backend stores in tensors, or multiplies in convolutions. Sums, statistics and parameters
+/// have the precision of [`Real`] everywhere.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rounding {
+    /// Distance from 1 to the next number.
+    pub eps: f64,
+    /// Smallest positive number.
+    pub tiny: f64,
+}
+
 /// A device that can run one network. What an op writes overlaps nothing else that it reads or writes.
 /// `n` is the number of images, `1..=spec.batch`; images beyond `n` never influence a result. A ReLU lets NaN through, so
 /// that a diverged network cannot keep a finite loss.
@@ -334,6 +387,10 @@ pub trait Backend: Send {
     fn describe(&self) -> String;
     /// Bytes held.
     fn bytes(&self) -> Bytes;
+    /// How it rounds.
+    fn rounding(&self) -> Rounding {
+        Rounding { eps: Self::Real::EPS, tiny: 0.0 }
+    }
 
     /// Writes `n*C*H*W` numbers in N,C,H,W order.
     fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[Self::Real]);

@@ -3,7 +3,7 @@
 
 use super::check::{Check, Names, Verified};
 use crate::backend::{
-    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, NormId, PoolId, SgdStep, Spec, Store, TensorId,
+    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, NormId, PoolId, Rounding, SgdStep, Spec, Store, TensorId,
 };
 use std::time::Instant;
 
@@ -141,6 +141,9 @@ impl<B: Backend> Backend for Watched<B> {
     }
     fn bytes(&self) -> Bytes {
         self.inner.bytes()
+    }
+    fn rounding(&self) -> Rounding {
+        self.inner.rounding()
     }
     fn read_tensor(&self, t: TensorId, n: usize) -> Vec<B::Real> {
         self.inner.read_tensor(t, n)

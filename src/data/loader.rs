@@ -66,7 +66,7 @@ impl Loader {
 
     /// Batches `first_batch..` of epoch `epoch` in order, prefetched; a pure function of (split, seed, epoch, batch index).
     /// Dropping the iterator stops and joins the workers.
-    pub fn epoch(&self, epoch: u64, first_batch: usize) -> impl Iterator<Item = Batch> + '_ {
+    pub fn epoch(&self, epoch: u64, first_batch: usize) -> impl Iterator<Item = Batch> + use<> {
         let (split, batch, normalise) = (self.split.clone(), self.batch, self.normalise.clone());
         let train = self.augment.map(|augment| {
             let order = Stream::new(self.seed, Purpose::Data, &format!("epoch {epoch} order")).permutation(split.len());

@@ -4,17 +4,15 @@
 //! reading ([`Input`]). Stored are the images, each convolution's raw output, each addition (with its ReLU, if nobody
 //! else reads the sum) and each pooling; saved for the backward pass is nothing else.
 
-use super::arena;
 use super::backward::backward;
 use super::{Graph, NodeId, Op};
 use crate::backend::{
     ConvId, ConvSpec, Grad, GradDst, Input, NormId, NormSpec, ParamId, ParamSpec, Plane, PoolId, Spec, TensorId,
-    TensorSpec,
+    TensorSpec, place,
 };
 use crate::error::{Error, Result};
 use crate::sparsity::Mask;
 use std::collections::HashMap;
-use std::ops::RangeInclusive;
 
 /// A forward operation on tensors.
 #[derive(Clone, Copy, Debug)]
@@ -143,14 +141,20 @@ pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
     let (dlogits, backward) = backward(&mut plan, &readers, &values);
     let mut program = Program { spec: plan.spec, forward, backward, input, logits, dlogits };
     let alive = program.lifetimes();
-    program.spec.arena = arena::place(&mut program.spec.tensors, &alive);
+    let rooms: Vec<usize> = program.spec.tensors.iter().map(|t| t.plane.room()).collect();
+    let (at, arena) = place(&rooms, &alive);
+    program.spec.arena = arena;
+    for (t, (at, alive)) in program.spec.tensors.iter_mut().zip(at.into_iter().zip(alive)) {
+        (t.at, t.alive) = (at, alive);
+    }
+    program.spec.tensors[logits.0 as usize].exact = true;
     Ok(program)
 }
 
 impl Program {
     /// From first write to last use of each tensor, in operations: the images' arrival, the forward pass, the loss, the
     /// backward pass. Logits live to the end: the host reads them.
-    fn lifetimes(&self) -> Vec<RangeInclusive<usize>> {
+    fn lifetimes(&self) -> Vec<(usize, usize)> {
         let mut alive: Vec<Option<(usize, usize)>> = vec![None; self.spec.tensors.len()];
         let mut touch = |t: TensorId, at: usize| {
             let span = alive[t.0 as usize].get_or_insert((at, at));
@@ -169,7 +173,7 @@ impl Program {
             reads.into_iter().chain(dx.map(|d| d.t)).for_each(|t| touch(t, loss + 1 + i));
         }
         touch(self.logits, loss + 1 + self.backward.len());
-        alive.into_iter().map(|span| span.expect("every tensor is used")).map(|(from, to)| from..=to).collect()
+        alive.into_iter().map(|span| span.expect("every tensor is used")).collect()
     }
 }
 
@@ -289,7 +293,7 @@ impl Plan<'_> {
     /// A tensor of the shape of a node's output; its place comes last.
     pub(super) fn tensor(&mut self, node: usize) -> TensorId {
         let (c, h, w) = self.graph.nodes()[node].chw;
-        self.spec.tensors.push(TensorSpec { plane: Plane { c, h, w }, at: 0 });
+        self.spec.tensors.push(TensorSpec::lasting(Plane { c, h, w }, 0));
         TensorId(self.spec.tensors.len() as u32 - 1)
     }
 }

@@ -13,7 +13,6 @@
 //! # Ok::<(), sparse_engine::Error>(())
 //! ```
 
-mod arena;
 mod backward;
 mod exec;
 mod init;

@@ -1,15 +1,14 @@
 //! The loop: steps, evaluation, metrics, checkpoints, stop and resume.
 
-use super::plan::PlanFile;
 use super::setup::Setup;
+use super::trainer::{Position, Trainer};
 use super::{EpochInfo, Observer, Options, StartInfo, StepInfo};
 use crate::backend::cpu::plan::Plan;
-use crate::backend::{Backend, Bytes, SgdStep, Spec};
-use crate::checkpoint::{Best, Checkpoint, Meta, NetState, Progress, Running};
+use crate::backend::{Backend, Bytes};
+use crate::checkpoint::{Best, Checkpoint, Meta, NetState, Progress};
 use crate::config::Selection;
-use crate::data::{self, Loader};
+use crate::data;
 use crate::error::{Error, Result};
-use crate::graph::Net;
 use crate::optim::LearningRate;
 use crate::report::{
     Engine, EpochScore, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter, Record, Results, RunDir, SUMMARY_SCHEMA,
@@ -19,14 +18,24 @@ use crate::sparsity::{Mask, mask_hash};
 use std::path::Path;
 use std::time::Instant;
 
+/// A network on its device, not yet begun.
+pub(super) struct Prepared<T> {
+    pub trainer: T,
+    /// What the dense network would hold.
+    pub bytes_dense: Bytes,
+    pub plan: Plan,
+    /// Convolutions, and how many of them run otherwise than by default.
+    pub planned: (usize, usize),
+}
+
 /// A run between two steps.
-pub(super) struct Run<'a, B: Backend<Real = f32>> {
+pub(super) struct Run<'a, T: Trainer> {
     setup: &'a Setup,
     options: &'a Options,
     dir: RunDir,
     planned: (usize, usize),
     bytes_dense: Bytes,
-    net: Net<B>,
+    trainer: T,
     rate: LearningRate,
     metrics: MetricsWriter,
     progress: Progress,
@@ -50,25 +59,14 @@ impl Clock {
     }
 }
 
-impl<'a, B: Backend<Real = f32>> Run<'a, B> {
-    /// Allocates the network on what `make` builds for it with a plan, or without for the default one; a fresh network, or
-    /// the state of the checkpoint the run goes on from, with that run's plan.
-    pub fn new(
-        setup: &'a Setup,
-        options: &'a Options,
-        make: impl Fn(Spec, Option<&Plan>) -> Result<B>,
-    ) -> Result<Self> {
+impl<'a, T: Trainer> Run<'a, T> {
+    /// Gives the network its state, a fresh one or that of the checkpoint the run goes on from, and opens the run's files.
+    pub fn new(setup: &'a Setup, options: &'a Options, prepared: Prepared<T>) -> Result<Self> {
+        let Prepared { mut trainer, bytes_dense, plan, planned } = prepared;
         let config = &setup.config;
         let dir = RunDir::at(&options.out);
         let state = options.resume.as_ref().map(|run| load(setup, &RunDir::at(run).last())).transpose()?;
-        let file = PlanFile::of_run(options)?;
-        // Now, and gone before the network is there: at the end of a long run there might be no room for both.
-        let bytes_dense =
-            Net::new(&setup.graph, &[], setup.largest_batch(), |spec| make(spec, None))?.backend().bytes();
-        let mut net = Net::new(&setup.graph, &setup.masks, setup.largest_batch(), |spec| {
-            let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
-            make(spec, plan)
-        })?;
+        let net = trainer.net_mut();
         let steps_per_epoch = setup.train.len().div_ceil(config.batch_size) as u64;
         net.check_batch(setup.train.len() - (steps_per_epoch as usize - 1) * config.batch_size)?;
         let rate = LearningRate {
@@ -89,22 +87,18 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
                 meta.progress
             }
         };
-        let names = setup.graph.convs().iter().map(|c| c.name.as_str());
-        let default = Plan::default_for(&net.program().spec, names);
-        let plan = file.map_or_else(|| default.clone(), |f| f.plan);
         // What the run is comes first: where it does not fit on the disk, nothing is left behind.
         match options.resume {
             None => dir.begin(config, &plan)?,
             Some(_) => dir.save_config(config)?,
         }
-        let planned = (plan.layers.len(), plan.differences(&default).count());
         let metrics = match progress.step {
             0 => MetricsWriter::create(&dir.metrics())?,
             step => MetricsWriter::resume(&dir.metrics(), step)?,
         };
         let (now, (before_s, train_s)) = (Instant::now(), metrics.times_s());
         let clock = Clock { started: now, before_s, train_s, saved: now };
-        Ok(Run { setup, options, dir, planned, bytes_dense, net, rate, metrics, progress, test: None, clock })
+        Ok(Run { setup, options, dir, planned, bytes_dense, trainer, rate, metrics, progress, test: None, clock })
     }
 
     /// Trains to the last epoch, evaluates, and writes the summary.
@@ -128,24 +122,20 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
     fn epoch(&mut self, observer: &mut dyn Observer) -> Result<f64> {
         let config = &self.setup.config;
         let steps = config.epochs * self.rate.steps_per_epoch;
-        let loader = self.setup.train_loader(self.options.threads)?;
         let (mut images, mut seconds, mut images_per_s) = (0, 0.0, 0.0);
         let mut mark = Instant::now();
-        for batch in loader.epoch(self.progress.epoch, self.progress.batch as usize) {
-            let loss = self.net.forward_backward(&batch.images, &batch.labels, config.label_smoothing);
-            if !loss.loss_sum.is_finite() {
-                return Err(self.diverged(&format!("the loss became {}", loss.loss_sum), self.progress.step + 1));
+        while self.progress.batch < self.rate.steps_per_epoch {
+            let Progress { epoch, batch, step, .. } = self.progress;
+            let stretch = self.trainer.train(Position { epoch, batch, step }, &self.rate)?;
+            for (loss, n) in stretch.steps {
+                self.progress.step += 1;
+                self.progress.batch += 1;
+                self.progress.running.add(loss.loss_sum, loss.correct, n as u64);
+                images += n;
             }
-            self.net.sgd(SgdStep {
-                lr: self.rate.at(self.progress.step),
-                momentum: config.momentum,
-                weight_decay: config.weight_decay,
-                nesterov: config.nesterov,
-            });
-            self.progress.step += 1;
-            self.progress.batch += 1;
-            self.progress.running.add(loss.loss_sum, loss.correct, batch.n as u64);
-            images += batch.n;
+            if let Some(loss) = stretch.diverged {
+                return Err(self.diverged(&format!("the loss became {loss}"), self.progress.step + 1));
+            }
             let took = mark.elapsed().as_secs_f64();
             seconds += took;
             self.clock.train_s += took;
@@ -157,7 +147,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
             let stop = observer.stop_requested();
             let due = self.options.checkpoint_every.is_some_and(|every| self.clock.saved.elapsed() >= every);
             // The loss tells of a diverging update a step late; until then the last good checkpoint is not replaced.
-            if stop || (due && self.net.infer(&batch.images, &batch.labels).loss_sum.is_finite()) {
+            if stop || (due && self.trainer.sound()) {
                 self.record(Split::Train, self.progress.running.score(), images_per_s)?;
                 self.save(&self.dir.last())?;
             }
@@ -206,7 +196,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
 
     fn measure(&mut self, split: Split, images: &data::Split) -> Result<Score> {
         let started = Instant::now();
-        let score = score(&mut self.net, &self.setup.eval_loader(images, self.options.threads)?);
+        let score = self.trainer.score(images)?;
         if !score.loss.is_finite() {
             let name = if split == Split::Val { "validation" } else { "test" };
             let what = format!("the {name} loss became {}", score.loss);
@@ -246,7 +236,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
 
     /// The state, if it can be gone on from: a checkpoint never holds a number that is not finite.
     fn finite_state(&self) -> Result<NetState> {
-        let state = self.net.state();
+        let state = self.trainer.net().state();
         let params = state.params.iter().flat_map(|p| [(&p.name, &p.values), (&p.name, &p.momentum)]);
         let norms = state.norms.iter().flat_map(|n| [(&n.name, &n.mean), (&n.name, &n.var)]);
         let bad = params.chain(norms).find_map(|(name, v)| Some((name, v.iter().find(|v| !v.is_finite())?)));
@@ -274,7 +264,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
         let (maskable, nnz) = setup.weights();
         StartInfo {
             model: setup.config.network(),
-            device: self.net.backend().describe(),
+            device: self.trainer.net().backend().describe(),
             planned: self.planned,
             data: format!("{} ({})", setup.data.source, setup.data.kind),
             out: self.dir.path().into(),
@@ -282,7 +272,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
             density_target: setup.density.value(),
             density: nnz as f64 / maskable as f64,
             params: setup.graph.param_count() as u64,
-            stored: self.net.backend().spec().stored() as u64,
+            stored: self.trainer.net().backend().spec().stored() as u64,
             maskable,
             nnz,
             flops_dense,
@@ -305,7 +295,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
         // Measured at the end of the last epoch, unless the run was stopped right there.
         let test_last = match self.test {
             Some(score) => at_end(score),
-            None => at_end(score(&mut self.net, &setup.eval_loader(&setup.data.test, self.options.threads)?)),
+            None => at_end(self.trainer.score(&setup.data.test)?),
         };
         let mut results = Results { test_last, test_at_best_val: None, test_at_best_test: None };
         match (self.progress.best, config.selection) {
@@ -314,8 +304,9 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
             }
             (Some(best), _) => {
                 let path = self.dir.best();
-                self.net.load(&load(setup, &path)?.net).map_err(|e| Error::data(&path, e.to_string()))?;
-                let score = score(&mut self.net, &setup.eval_loader(&setup.data.test, self.options.threads)?);
+                let state = load(setup, &path)?.net;
+                self.trainer.net_mut().load(&state).map_err(|e| Error::data(&path, e.to_string()))?;
+                let score = self.trainer.score(&setup.data.test)?;
                 results.test_at_best_val = Some(EpochScore { epoch: best.epoch, score });
             }
             (None, _) => {}
@@ -332,10 +323,10 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
             data: setup.data_info(),
             masks: setup.masks.iter().map(mask_info).collect(),
             machine: Machine::this(),
-            device: self.net.backend().describe(),
+            device: self.trainer.net().backend().describe(),
             threads: self.options.threads,
             params_dense: setup.graph.param_count() as u64,
-            params_sparse: self.net.backend().spec().stored() as u64,
+            params_sparse: self.trainer.net().backend().spec().stored() as u64,
             maskable,
             nnz,
             density_target: setup.density.value(),
@@ -343,7 +334,7 @@ impl<'a, B: Backend<Real = f32>> Run<'a, B> {
             flops_dense,
             flops_sparse,
             bytes_dense: self.bytes_dense,
-            bytes_sparse: self.net.backend().bytes(),
+            bytes_sparse: self.trainer.net().backend().bytes(),
             epochs: config.epochs,
             steps,
             train_time_s: self.clock.train_s,
@@ -371,14 +362,4 @@ fn load(setup: &Setup, path: &Path) -> Result<Checkpoint> {
         return Err(Error::data(path, format!("it belongs to another configuration: {difference}")));
     }
     Ok(checkpoint)
-}
-
-/// Mean loss and accuracy over all batches of `loader`, with the running statistics.
-pub(super) fn score<B: Backend<Real = f32>>(net: &mut Net<B>, loader: &Loader) -> Score {
-    let mut sums = Running::default();
-    for batch in loader.epoch(0, 0) {
-        let loss = net.infer(&batch.images, &batch.labels);
-        sums.add(loss.loss_sum, loss.correct, batch.n as u64);
-    }
-    sums.score()
 }

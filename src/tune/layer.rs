@@ -109,7 +109,7 @@ impl Part<'_> {
 
     /// A tensor with a place of its own.
     fn fresh(&mut self, like: TensorSpec) -> TensorId {
-        self.to.tensors.push(TensorSpec { plane: like.plane, at: self.to.arena });
+        self.to.tensors.push(TensorSpec::lasting(like.plane, self.to.arena));
         self.to.arena += like.plane.room();
         TensorId(self.to.tensors.len() as u32 - 1)
     }

@@ -1,8 +1,8 @@
 //! A backend with one planted fault, in the arguments it passes on or in what it leaves behind.
 
 use sparse_engine::backend::{
-    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, PoolId, Real, SgdStep, Spec, Store,
-    TensorId, Write,
+    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, PoolId, Real, Rounding, SgdStep, Spec,
+    Store, TensorId, Write,
 };
 
 /// What is wrong.
@@ -79,6 +79,9 @@ impl<B: Backend> Backend for Broken<B> {
     }
     fn bytes(&self) -> Bytes {
         self.inner.bytes()
+    }
+    fn rounding(&self) -> Rounding {
+        self.inner.rounding()
     }
     fn read_tensor(&self, t: TensorId, n: usize) -> Vec<B::Real> {
         self.inner.read_tensor(t, n)

@@ -4,8 +4,8 @@ use crate::common::operand::{channel_of, of_channel};
 use crate::common::rig::{f64s, reals};
 use crate::fault::Fault;
 use sparse_engine::backend::{
-    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, PoolId, SgdStep, Spec, Store,
-    TensorId, Write,
+    Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, PoolId, Rounding, SgdStep, Spec,
+    Store, TensorId, Write,
 };
 
 /// A good backend with the fault on top.
@@ -147,6 +147,9 @@ impl<B: Backend> Backend for Broken<B> {
     }
     fn bytes(&self) -> Bytes {
         self.inner.bytes()
+    }
+    fn rounding(&self) -> Rounding {
+        self.inner.rounding()
     }
     fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[B::Real]) {
         self.inner.write_tensor(t, n, nchw);

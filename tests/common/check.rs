@@ -1,8 +1,8 @@
 //! One operation on the three backends of a rig, and the comparison of all that it writes.
 
 use super::operand::channel_of;
-use super::rig::{Out, Place, Rig, eps, f64s};
-use sparse_engine::backend::{Backend, Finish, Grad, GradDst, Input, Mask, ParamId, Store, TensorId, Write};
+use super::rig::{Out, Place, Rig, f64s};
+use sparse_engine::backend::{Backend, Finish, Grad, GradDst, Input, Mask, ParamId, Real, Store, TensorId, Write};
 use sparse_engine::graph::lower::{Backward, Forward};
 
 pub fn run_forward<B: Backend>(b: &mut B, op: Forward, n: usize) {
@@ -84,7 +84,9 @@ impl<B: Backend> Rig<B> {
                 for (value, error) in [Some(a), b].into_iter().flatten().map(|x| self.value(x, n)) {
                     bound.iter_mut().zip(value.iter().zip(error)).for_each(|(b, (v, e))| *b += 2.0 * v.abs() + e);
                 }
-                outs.push(Out { place: Place::Tensor(y), want: self.exact.read_tensor(y, n), bound });
+                let want = self.exact.read_tensor(y, n);
+                let coarse = want.iter().map(|v| v.abs()).collect();
+                outs.push(Out { place: Place::Tensor(y), want, bound, coarse });
                 Some(y)
             }
             Forward::MaxPool { x, y, .. } => {
@@ -98,7 +100,8 @@ impl<B: Backend> Rig<B> {
                 }
                 let want = self.exact.read_tensor(y, n);
                 let bound = (0..want.len()).map(|i| errors[channel_of(py, i)]).collect();
-                outs.push(Out { place: Place::Tensor(y), want, bound });
+                let coarse = want.iter().map(|v| v.abs()).collect();
+                outs.push(Out { place: Place::Tensor(y), want, bound, coarse });
                 Some(y)
             }
             Forward::Stats { .. } => None,
@@ -136,7 +139,7 @@ impl<B: Backend> Rig<B> {
         if let Some(dx) = dx {
             let mut out = self.by_mag(Place::Tensor(dx.t), n, k);
             if let Mask::Positive(of) = dx.finish.mask {
-                self.mask(&mut out.bound, of, n);
+                self.mask(&mut out, of, n);
             }
             outs.push(out);
             let g = f64s(&self.dev.read_tensor(dx.t, n));
@@ -149,13 +152,13 @@ impl<B: Backend> Rig<B> {
     }
 
     /// Where the mask is closed, zero is zero.
-    fn mask(&self, bound: &mut [f64], of: Input, n: usize) {
+    fn mask(&self, out: &mut Out, of: Input, n: usize) {
         let (value, error) = self.value(of, n);
-        for ((bound, v), e) in bound.iter_mut().zip(value).zip(error) {
-            let clear = v == 0.0 || v.abs() > 2.0 * e * eps::<B::Real>();
+        for (((bound, coarse), v), e) in out.bound.iter_mut().zip(&mut out.coarse).zip(value).zip(error) {
+            let clear = v == 0.0 || v.abs() > 2.0 * e * B::Real::EPS;
             assert!(clear, "the test's own data: {v} +- {e} eps is neither open nor closed");
             if v <= 0.0 {
-                *bound = 0.0;
+                (*bound, *coarse) = (0.0, 0.0);
             }
         }
     }

@@ -4,7 +4,7 @@
 //! from zero has a large but honest bound. A variance from E[x^2] - mean^2 exceeds it there.
 
 use super::rig::{Out, Place, Rig, normal};
-use sparse_engine::backend::{Backend, Grad, Input, NormId, Normed, ParamId, Plane, Store, TensorId};
+use sparse_engine::backend::{Backend, Grad, Input, NormId, Normed, ParamId, Plane, Real, Store, TensorId};
 use sparse_engine::graph::lower::Forward;
 
 /// What is known of one channel of a norm.
@@ -33,10 +33,10 @@ impl Channel {
 }
 
 /// What a channel holds: integers about 0, in steps from an offset.
-fn scale(channel: usize, hostile: bool) -> (f64, f64) {
+fn scale(channel: usize, hostile: bool, eps: f64) -> (f64, f64) {
     match channel {
-        1 if hostile => (300.0, 0.1), // far from zero
-        2 if hostile => (0.0, 0.0),   // what a convolution without weights gives
+        1 if hostile => (300.0, f64::max(0.1, 512.0 * eps)), // far from zero, on numbers that can be stored
+        2 if hostile => (0.0, 0.0),                          // what a convolution without weights gives
         3 if hostile => (0.3, 0.0),
         c => (1.0 + 0.5 * (c % 4) as f64, 0.5),
     }
@@ -64,16 +64,16 @@ impl<B: Backend> Rig<B> {
     /// Numbers on a grid in `x`, so that equals and neighbours are far apart for any precision, and the batch statistics
     /// of `norm` of them. Its shifts are moved so that zero lies between two points of the grid.
     pub fn set_normed(&mut self, x: TensorId, norm: NormId, n: usize, name: &str, hostile: bool) {
-        let p = self.plane(x);
+        let (p, eps) = (self.plane(x), self.dev.rounding().eps);
         let grid = |(i, z): (usize, f64)| {
-            let (offset, step) = scale(channel_of(p, i), hostile);
+            let (offset, step) = scale(channel_of(p, i), hostile, eps);
             offset + step * (4.0 * z).round()
         };
         let data: Vec<f64> = normal(name, self.len(x, n)).into_iter().enumerate().map(grid).collect();
         self.set(x, n, &data);
         let channels = self.batch_channels(norm, x, n);
         let shift = |(c, channel): (usize, &Channel)| {
-            let (offset, step) = scale(c, hostile);
+            let (offset, step) = scale(c, hostile, eps);
             if channel.var * channel.gamma * step == 0.0 {
                 return if c % 2 == 0 { 0.5 } else { -0.5 };
             }
@@ -111,7 +111,7 @@ impl<B: Backend> Rig<B> {
         let p = self.plane(x);
         let (c, m) = (channels.len(), f64::from(n as u32 * p.h * p.w));
         let old = &self.store(Store::Running)[spec.running..];
-        let eps = super::rig::eps::<B::Real>();
+        let eps = B::Real::EPS;
         let (mut want, mut bound) = (vec![0.0; 2 * c], vec![0.0; 2 * c]);
         for (i, ch) in channels.iter().enumerate() {
             let var = ch.var * m / (m - 1.0);
@@ -122,7 +122,7 @@ impl<B: Backend> Rig<B> {
             bound[c + i] = ch.root * (old[c + i].abs() + 0.1 * var) + 0.2 * of_mean;
         }
         self.channels[norm.0 as usize] = channels;
-        Out { place: Place::Running(norm), want, bound }
+        Out { place: Place::Running(norm), want, bound, coarse: vec![] }
     }
 
     /// Coefficients from the running statistics.
@@ -190,6 +190,7 @@ impl<B: Backend> Rig<B> {
             place: Place::Grad(param),
             want: vec![0.0; channels.len()],
             bound: vec![0.0; channels.len()],
+            coarse: vec![],
         });
         for i in 0..g.len() {
             let at = channel_of(p, i);

@@ -4,8 +4,8 @@
 use super::operand::Channel;
 use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::backend::{
-    Backend, ConvId, ConvSpec, NormId, NormSpec, ParamId, ParamSpec, Plane, PoolId, PoolSpec, Real, Spec, Store,
-    TensorId, TensorSpec,
+    Backend, ConvId, ConvSpec, NormId, NormSpec, ParamId, ParamSpec, Plane, PoolId, PoolSpec, Real, Rounding, Spec,
+    Store, TensorId, TensorSpec,
 };
 use sparse_engine::rng::{Purpose, Stream};
 use sparse_engine::shape::ConvGeom;
@@ -14,15 +14,6 @@ use sparse_engine::shape::ConvGeom;
 pub fn normal(name: &str, len: usize) -> Vec<f64> {
     let stream = Stream::new(7, Purpose::Data, name);
     (0..len as u64).map(|i| stream.normal(i)).collect()
-}
-
-/// Distance from 1 to the next number.
-pub fn eps<R: Real>() -> f64 {
-    let mut e = 1.0;
-    while R::from_f64(1.0 + e / 2.0).to_f64() != 1.0 {
-        e /= 2.0;
-    }
-    e
 }
 
 /// Builds a [`Spec`]; every tensor has a place of its own, with a guard tensor behind it that no op touches.
@@ -38,7 +29,7 @@ impl Build {
 
     fn place(&mut self, [c, h, w]: [u32; 3]) -> TensorId {
         let plane = Plane { c, h, w };
-        self.0.tensors.push(TensorSpec { plane, at: self.0.arena });
+        self.0.tensors.push(TensorSpec::lasting(plane, self.0.arena));
         self.0.arena += plane.room();
         TensorId(self.0.tensors.len() as u32 - 1)
     }
@@ -93,11 +84,13 @@ pub enum Place {
     Momentum,
 }
 
-/// A written place, what is wanted there, and what its error may be in units of eps, an element.
+/// A written place, what is wanted there, and what its error may be in units of eps, an element: of the arithmetic's own
+/// eps, and of that of stored numbers and factors where that is larger (empty: not at all).
 pub struct Out {
     pub place: Place,
     pub want: Vec<f64>,
     pub bound: Vec<f64>,
+    pub coarse: Vec<f64>,
 }
 
 const STORES: [Store; 4] = [Store::Values, Store::Grads, Store::Momentum, Store::Running];
@@ -159,7 +152,16 @@ impl<B: Backend> Rig<B> {
         let (all, part): (Vec<_>, Vec<_>) = (reals(&nan), reals(data));
         self.dev.write_tensor(t, batch, &all);
         self.dev.write_tensor(t, n, &part);
-        let part = f64s(&part);
+        let mut part = f64s(&part);
+        if self.coarse() {
+            let held = f64s(&self.dev.read_tensor(t, n));
+            let Rounding { eps, tiny } = self.dev.rounding();
+            let tol: Vec<f64> = part.iter().map(|v| 0.5 * (eps * v.abs() + tiny)).collect();
+            if !part.iter().all(|v| v.is_nan()) {
+                compare(&format!("write_tensor {t:?}, {}", self.what), &held, &part, &tol);
+            }
+            part = held;
+        }
         for (b, data) in [(&mut self.exact, part.clone()), (&mut self.mag, magnitudes(&part))] {
             b.write_tensor(t, batch, &nan);
             b.write_tensor(t, n, &data);
@@ -205,8 +207,26 @@ impl<B: Backend> Rig<B> {
     /// What the reference has, with the bound of a sum of `k` products: 2 * sqrt(k) * sum |a*b|.
     pub fn by_mag(&self, place: Place, n: usize, k: usize) -> Out {
         let scale = 2.0 * (k as f64).sqrt();
-        let bound = read(&self.mag, place, n).into_iter().map(|m| scale * m).collect();
-        Out { place, want: read(&self.exact, place, n), bound }
+        let mag = read(&self.mag, place, n);
+        let bound = mag.iter().map(|m| scale * m).collect();
+        let coarse = if matches!(place, Place::Tensor(_) | Place::Grad(_)) { mag } else { vec![] };
+        Out { place, want: read(&self.exact, place, n), bound, coarse }
+    }
+
+    /// Whether tensors and factors are rounded more than sums.
+    pub fn coarse(&self) -> bool {
+        self.dev.rounding().eps > B::Real::EPS
+    }
+
+    /// What the errors of `out` may be.
+    fn tolerance(&self, out: &Out) -> Vec<f64> {
+        let mut tol: Vec<f64> = out.bound.iter().map(|b| B::Real::EPS * b).collect();
+        if self.coarse() {
+            let Rounding { eps, tiny } = self.dev.rounding();
+            // Each of two factors is off by eps / 2, and so is the result where it is stored.
+            tol.iter_mut().zip(&out.coarse).for_each(|(t, c)| *t += 1.5 * eps * c + tiny);
+        }
+        tol
     }
 
     /// After `op` on `n` images: `outs` are right and nothing else has changed.
@@ -214,7 +234,7 @@ impl<B: Backend> Rig<B> {
         let what = format!("{op}, {}, n = {n}", self.what);
         for out in outs {
             let got = read(&self.dev, out.place, n);
-            compare::<B::Real>(&format!("{what}: {:?}", out.place), &got, &out.want, &out.bound);
+            compare(&format!("{what}: {:?}", out.place), &got, &out.want, &self.tolerance(out));
             if let Place::Tensor(t) = out.place {
                 self.tensors[t.0 as usize] = (n, got);
             } else {
@@ -273,15 +293,15 @@ fn magnitudes(data: &[f64]) -> Vec<f64> {
     data.iter().map(|v| v.abs()).collect()
 }
 
-/// Panics with the worst element unless `|got - want| <= eps * bound` everywhere; NaN never passes.
+/// Panics with the worst element unless `|got - want| <= tol` everywhere; NaN never passes.
 #[allow(clippy::neg_cmp_op_on_partial_ord)] // the negation is what makes NaN fail
-pub fn compare<R: Real>(what: &str, got: &[f64], want: &[f64], bound: &[f64]) {
-    assert!(got.len() == want.len() && want.len() == bound.len(), "{what}: lengths");
-    let excess = |i: usize| (got[i] - want[i]).abs() - eps::<R>() * bound[i];
+pub fn compare(what: &str, got: &[f64], want: &[f64], tol: &[f64]) {
+    assert!(got.len() == want.len() && want.len() == tol.len(), "{what}: lengths");
+    let excess = |i: usize| (got[i] - want[i]).abs() - tol[i];
     let bad: Vec<usize> = (0..got.len()).filter(|&i| !(excess(i) <= 0.0)).collect();
     let worst = bad.iter().copied().max_by(|&a, &b| excess(a).total_cmp(&excess(b)));
     if let Some(i) = worst {
-        let (count, len, tol) = (bad.len(), got.len(), eps::<R>() * bound[i]);
+        let (count, len, tol) = (bad.len(), got.len(), tol[i]);
         panic!("{what}: {count} of {len} wrong; element {i}: wanted {} +- {tol:.3e}, got {}", want[i], got[i]);
     }
 }

@@ -1,9 +1,9 @@
 //! Whole training steps of a small sparse network: state that one call leaves behind for the next.
 
-use super::rig::{Build, eps, f64s, normal, reals};
+use super::rig::{Build, f64s, normal, reals};
 use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::backend::{
-    Backend, BatchLoss, Finish, Grad, GradDst, Input, Plane, SgdStep, Spec, Store, TensorId, TensorSpec, Write,
+    Backend, BatchLoss, Finish, Grad, GradDst, Input, Plane, Real, SgdStep, Spec, Store, TensorId, TensorSpec, Write,
 };
 use sparse_engine::graph::{Graph, Net};
 use sparse_engine::models;
@@ -148,9 +148,10 @@ pub fn tensors_share_places<B: Backend>(make: &dyn Fn(Spec) -> B) {
     let x = build.tensor([2, 3, 4]);
     let y = build.tensor([3, 3, 4]);
     let dx = build.tensor([2, 3, 4]);
+    build.0.tensors.iter_mut().for_each(|t| t.alive = (1, 2));
     let mut over = |at: TensorId, offset: usize, [c, h, w]: [u32; 3]| {
         let at = build.0.tensors[at.0 as usize].at + offset;
-        build.0.tensors.push(TensorSpec { plane: Plane { c, h, w }, at });
+        build.0.tensors.push(TensorSpec { alive: (0, 0), ..TensorSpec::lasting(Plane { c, h, w }, at) });
         TensorId(build.0.tensors.len() as u32 - 1)
     };
     let earlier = [over(x, 1, [1, 2, 11]), over(y, 0, [36, 1, 1]), over(dx, 5, [19, 1, 1])];
@@ -214,7 +215,8 @@ pub fn nets_agree_with_the_reference<B: Backend>(make: &dyn Fn(Spec) -> B) {
             let labels: Vec<u32> = (0..n).map(|i| (i * 7 % 10) as u32).collect();
             let got = dev.forward_backward(&images, &labels, 0.1).loss_sum;
             let want = exact.forward_backward(&f64s(&images), &labels, 0.1).loss_sum;
-            let tol = 1e3 * eps::<B::Real>();
+            let coarse = dev.backend().rounding().eps > B::Real::EPS;
+            let tol = if coarse { 5e-3 } else { 1e3 * B::Real::EPS };
             assert!((got - want).abs() <= tol * want, "{name}, n = {n}: loss {got}, wanted {want}");
             let [got, want] = [f64s(&dev.backend().read_store(Store::Grads)), exact.backend().read_store(Store::Grads)];
             for (p, param) in exact.backend().spec().params.iter().zip(graph.params()) {
@@ -222,8 +224,10 @@ pub fn nets_agree_with_the_reference<B: Backend>(make: &dyn Fn(Spec) -> B) {
                 let (got, want) = (&got[p.range.clone()], &want[p.range.clone()]);
                 let error = length(&mut got.iter().zip(want).map(|(g, w)| g - w));
                 // Of a norm of a norm only the second scale matters: a gradient of zero, but for rounding.
-                let size = length(&mut want.iter().copied()) + 1e-3;
-                assert!(error <= 1e5 * eps::<B::Real>() * size, "{name}, n = {n}: {}: {error} of {size}", param.name);
+                let size = length(&mut want.iter().copied()) + if coarse { 1e-2 } else { 1e-3 };
+                // A third: a cosine of 0.95. One ReLU that turns in a small network moves a small gradient that far.
+                let tol = if coarse { 0.33 } else { 1e5 * B::Real::EPS };
+                assert!(error <= tol * size, "{name}, n = {n}: {}: {error} of {size}", param.name);
             }
             dev.sgd(STEP);
         }

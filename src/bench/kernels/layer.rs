@@ -91,7 +91,7 @@ impl<B: Backend> Layer<B> {
             spec.convs.push(ConvSpec { geom: g, weight, bias });
         }
         for plane in (0..copies).flat_map(|_| planes) {
-            spec.tensors.push(TensorSpec { plane, at: spec.arena });
+            spec.tensors.push(TensorSpec::lasting(plane, spec.arena));
             spec.arena += plane.room();
         }
         let (batch, nnz) = (case.batch, spec.params[0].range.len());

@@ -14,7 +14,7 @@ fn good() -> Spec {
         range: start..start + len,
     };
     let plane = Plane { c: 2, h: 3, w: 3 };
-    let tensors = vec![TensorSpec { plane, at: 0 }, TensorSpec { plane, at: plane.room() }];
+    let tensors = vec![TensorSpec::lasting(plane, 0), TensorSpec::lasting(plane, plane.room())];
     Spec {
         batch: 17,
         arena: 2 * plane.room(),

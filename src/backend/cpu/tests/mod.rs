@@ -46,8 +46,8 @@ impl Tensor {
         let body = touched.next_multiple_of(GUARD_ROOM);
         let arena = Arena::new(&Spec { batch: LANES, arena: body + 2 * GUARD_ROOM, ..Spec::default() }).unwrap();
         let at = GUARD_ROOM + if flush == Flush::End { body - touched } else { 0 };
-        let base = arena.view(&TensorSpec { plane: Plane { c: 1, h: 1, w: 1 }, at: 0 });
-        let view = arena.view(&TensorSpec { plane, at });
+        let base = arena.view(&TensorSpec::lasting(Plane { c: 1, h: 1, w: 1 }, 0));
+        let view = arena.view(&TensorSpec::lasting(plane, at));
         // SAFETY: inside the arena, which begins at a page; nobody uses the guards.
         unsafe {
             let base = base.plane_at(0, 0).cast::<u8>();

@@ -59,7 +59,7 @@ fn spec(flush: Option<Flush>) -> (Spec, Vec<Ids>) {
                 Some(Flush::Start) => spec.arena.next_multiple_of(GUARD_ROOM) + GUARD_ROOM,
                 Some(Flush::End) => (spec.arena + plane.room()).next_multiple_of(GUARD_ROOM) - plane.room(),
             };
-            spec.tensors.push(TensorSpec { plane, at });
+            spec.tensors.push(TensorSpec::lasting(plane, at));
             spec.arena = at + plane.room() + if flush == Some(Flush::End) { GUARD_ROOM } else { 0 };
         }
         let mut param = |shape: Vec<usize>, kept: Option<Vec<u32>>| {
@@ -95,7 +95,7 @@ fn backend(isa: Isa, kernel: Kernel, threads: usize, flush: Option<Flush>) -> (C
     let b = CpuBackend::with_plan(spec, threads, isa, Some(&plan)).unwrap();
     let at = |i: usize| {
         // SAFETY: inside the arena.
-        let base = unsafe { b.arena.view(&TensorSpec { plane: Plane { c: 1, h: 1, w: 1 }, at: 0 }).plane_at(0, 0) };
+        let base = unsafe { b.arena.view(&TensorSpec::lasting(Plane { c: 1, h: 1, w: 1 }, 0)).plane_at(0, 0) };
         base.wrapping_add(i * BATCH.div_ceil(LANES) * LANES).cast::<u8>()
     };
     for t in flush.into_iter().flat_map(|f| b.spec.tensors.iter().map(move |t| (f, t))) {
