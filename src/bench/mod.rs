@@ -8,6 +8,7 @@ pub mod kernels;
 pub mod memory;
 pub mod peaks;
 mod phases;
+pub mod selftest;
 mod stats;
 pub mod step;
 

@@ -83,17 +83,33 @@ impl<B: Backend> Net<B> {
     pub fn forward_backward(&mut self, images: &[B::Real], labels: &[u32], smoothing: f64) -> BatchLoss {
         let n = self.feed(images, labels);
         self.check_batch(n).expect("checked by the caller");
+        self.forward(n, true);
+        let loss = self.backend.cross_entropy(self.program.logits, labels, smoothing, Some(self.program.dlogits), n);
+        self.backward(n);
+        loss
+    }
+
+    /// The operations of the forward pass alone, on the `n` images that the input tensor holds: with batch statistics, or
+    /// with the coefficients that the norms have.
+    pub fn forward(&mut self, n: usize, batch_statistics: bool) {
         let b = &mut self.backend;
         for op in &self.program.forward {
             match *op {
-                Forward::Conv { conv, x, y, stats } => b.conv_forward(conv, x, y, stats, n),
-                Forward::Stats { norm, x } => b.norm_stats(norm, x, n),
+                Forward::Conv { conv, x, y, stats } => {
+                    b.conv_forward(conv, x, y, stats.filter(|_| batch_statistics), n);
+                }
+                Forward::Stats { norm, x } if batch_statistics => b.norm_stats(norm, x, n),
+                Forward::Stats { .. } => {}
                 Forward::Join { a, b: other, relu, y } => b.join_forward(a, other, relu, y, n),
                 Forward::Pool { x, y } => b.pool_forward(x, y, n),
                 Forward::MaxPool { pool, x, y } => b.max_pool_forward(pool, x, y, n),
             }
         }
-        let loss = b.cross_entropy(self.program.logits, labels, smoothing, Some(self.program.dlogits), n);
+    }
+
+    /// The operations of the backward pass alone, from the gradient of the logits.
+    pub fn backward(&mut self, n: usize) {
+        let b = &mut self.backend;
         for op in &self.program.backward {
             match *op {
                 Backward::Conv { conv, x, dy, dx } => b.conv_backward(conv, x, dy, dx, n),
@@ -102,7 +118,6 @@ impl<B: Backend> Net<B> {
                 Backward::MaxPool { pool, x, dy, dx } => b.max_pool_backward(pool, x, dy, dx, n),
             }
         }
-        loss
     }
 
     /// The update with the gradients of the last [`Net::forward_backward`].
@@ -116,20 +131,11 @@ impl<B: Backend> Net<B> {
     /// As [`Net::forward_backward`], for lengths and labels.
     pub fn infer(&mut self, images: &[B::Real], labels: &[u32]) -> BatchLoss {
         let n = self.feed(images, labels);
-        let b = &mut self.backend;
         for norm in 0..self.program.spec.norms.len() {
-            b.norm_running(NormId(norm as u32));
+            self.backend.norm_running(NormId(norm as u32));
         }
-        for op in &self.program.forward {
-            match *op {
-                Forward::Conv { conv, x, y, .. } => b.conv_forward(conv, x, y, None, n),
-                Forward::Stats { .. } => {}
-                Forward::Join { a, b: other, relu, y } => b.join_forward(a, other, relu, y, n),
-                Forward::Pool { x, y } => b.pool_forward(x, y, n),
-                Forward::MaxPool { pool, x, y } => b.max_pool_forward(pool, x, y, n),
-            }
-        }
-        b.cross_entropy(self.program.logits, labels, 0.0, None, n)
+        self.forward(n, false);
+        self.backend.cross_entropy(self.program.logits, labels, 0.0, None, n)
     }
 
     /// Logits of the last pass, N x classes.

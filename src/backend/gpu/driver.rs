@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 /// A device that runs the kernels of `kernels/*.cu`. Copies and launches happen in the order of the calls; copies have
 /// finished when the call returns, launches possibly not. Errors are [`Error::Failed`] and name the call.
-pub trait Driver: Send {
+pub trait Driver: Send + Sync {
     /// Device memory; freed when dropped.
     type Buf: Send;
 
