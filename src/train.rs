@@ -83,6 +83,10 @@ pub struct StartInfo {
     pub maskable: u64,
     /// Maskable weights kept.
     pub nnz: u64,
+    /// Pattern of the masks, as the configuration names it, if it has blocks.
+    pub pattern: Option<String>,
+    /// Layers in blocks, masked layers, and weights kept in blocks.
+    pub in_blocks: (usize, usize, u64),
     /// FLOPs (2 x MAC) of one image, forward, of the dense network at this input size.
     pub flops_dense: u64,
     /// FLOPs (2 x MAC) of one image, forward, of the sparse network at this input size.
@@ -264,8 +268,13 @@ pub fn evaluate(
     let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
     let batch = batch.min(images.len()).max(1);
     let masked = state.params.iter().filter(|p| p.kept.is_some());
-    let mask =
-        |p: &ParamState| Mask { name: p.name.clone(), shape: p.shape.clone(), density: 1.0, kept: p.kept.clone() };
+    let mask = |p: &ParamState| Mask {
+        name: p.name.clone(),
+        shape: p.shape.clone(),
+        density: 1.0,
+        kept: p.kept.clone(),
+        block: meta.config.pattern.block_of(&p.shape, p.kept.as_deref()),
+    };
     let masks: Vec<Mask> = masked.map(mask).collect();
     let file = PlanFile::of_checkpoint(plan, checkpoint)?;
     let make = |spec: Spec| {

@@ -19,7 +19,7 @@ struct Host {
 
 impl Host {
     fn new(stored: usize) -> Self {
-        let params = vec![ParamSpec { shape: vec![stored], kept: None, range: 0..stored }];
+        let params = vec![ParamSpec { shape: vec![stored], kept: None, block: None, range: 0..stored }];
         let fill = |from: f32, n: usize| (0..n).map(|i| from + i as f32).collect();
         Host {
             spec: Spec { batch: 2, params, ..Spec::default() },

@@ -136,7 +136,7 @@ impl Fixture {
         let mask = |m: sparse_engine::sparsity::Maskable| {
             let kept = self.u32s(&format!("kept.{}", m.name));
             let density = kept.len() as f64 / m.shape.iter().product::<usize>() as f64;
-            Mask { name: m.name, shape: m.shape, density, kept: Some(kept.into()) }
+            Mask { name: m.name, shape: m.shape, density, kept: Some(kept.into()), block: None }
         };
         let masks: Vec<Mask> = graph.maskable().into_iter().map(mask).collect();
         let net = Net::new(&graph, &masks, self.about.batch, make).unwrap();

@@ -30,6 +30,9 @@ pub(super) struct TrainArgs {
     /// Data set: a file or a folder (IDX, CIFAR-10, CIFAR-100, .npz); its kind is recognised [default: the recipe's]
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
+    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels [default: the recipe's]
+    #[arg(long, value_name = "PATTERN")]
+    pattern: Option<String>,
     /// Epochs; milestones and warm-up scale with them [default: the recipe's]
     #[arg(long, value_name = "N")]
     epochs: Option<u64>,
@@ -177,8 +180,13 @@ fn job(args: &TrainArgs) -> Result<Job> {
 
 impl TrainArgs {
     fn resolve(&self) -> Result<config::Resolved> {
-        let overrides =
-            Overrides { set: self.set.clone(), data: self.data.clone(), epochs: self.epochs, seed: self.seed };
+        let overrides = Overrides {
+            set: self.set.clone(),
+            data: self.data.clone(),
+            pattern: self.pattern.clone(),
+            epochs: self.epochs,
+            seed: self.seed,
+        };
         let mut resolved = config::resolve(self.recipe.as_deref(), self.config.as_deref(), &overrides)?;
         // A run is evaluated and resumed from any folder.
         let data = &mut resolved.config.data;
@@ -197,6 +205,7 @@ impl TrainArgs {
             ("--config", self.config.is_some()),
             ("--set", !self.set.is_empty()),
             ("--data", self.data.is_some()),
+            ("--pattern", self.pattern.is_some()),
             ("--epochs", self.epochs.is_some()),
             ("--seed", self.seed.is_some()),
             ("--out", self.out.is_some()),

@@ -275,6 +275,8 @@ impl<'a, T: Trainer> Run<'a, T> {
             stored: self.trainer.net().backend().spec().stored() as u64,
             maskable,
             nnz,
+            pattern: setup.config.pattern.block().map(|_| setup.config.pattern.to_string()),
+            in_blocks: setup.in_blocks(),
             flops_dense,
             flops_sparse,
             image: setup.data.shape,
@@ -347,7 +349,13 @@ impl<'a, T: Trainer> Run<'a, T> {
 }
 
 fn mask_info(mask: &Mask) -> MaskInfo {
-    MaskInfo { name: mask.name.clone(), shape: mask.shape.clone(), nnz: mask.nnz(), hash: mask_hash(mask) }
+    MaskInfo {
+        name: mask.name.clone(),
+        shape: mask.shape.clone(),
+        nnz: mask.nnz(),
+        block: mask.block.map(|block| block.to_string()),
+        hash: mask_hash(mask),
+    }
 }
 
 /// A checkpoint of this very run.
