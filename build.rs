@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const DEFAULT_ARCHS: &str = "sm_80,sm_90a,compute_90";
 const OLDEST_NVCC: (u32, u32) = (12, 0); // the first with sm_90a
 const KERNELS: &str = "kernels";
-const FLAGS: &[&str] = &["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-warn-spills"];
+const FLAGS: &[&str] = &["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v", "-Xptxas", "-warn-spills"];
 
 type Outcome<T> = std::result::Result<T, String>;
 
@@ -92,6 +92,7 @@ struct Embedded {
     version: (u32, u32),
     archs: Vec<String>,
     stems: Vec<String>,
+    resources: Vec<Resource>,
 }
 
 fn generated(embedded: Option<&Embedded>) -> String {
@@ -103,13 +104,25 @@ fn generated(embedded: Option<&Embedded>) -> String {
         // Writing to a string can't fail.
         let _ = writeln!(list, "    ({stem:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\"))),");
     }
+    let mut resources = String::new();
+    for r in embedded.iter().flat_map(|e| &e.resources) {
+        let [registers, shared, stack, stores, loads] = r.numbers;
+        let _ = writeln!(
+            resources,
+            "    Resource {{ kernel: {:?}, target: {:?}, registers: {registers}, shared_bytes: {shared}, \
+             stack_bytes: {stack}, spill_store_bytes: {stores}, spill_load_bytes: {loads} }},",
+            r.kernel, r.target
+        );
+    }
     format!(
         "/// Version of the nvcc that compiled the kernels; `None`: this binary holds none.\n\
          pub const NVCC: Option<(u32, u32)> = {version};\n\
          /// Targets in every fatbin, comma-separated.\n\
          pub const ARCHS: &str = {archs:?};\n\
          /// File stem in `kernels/` and its fatbin.\n\
-         pub const FATBINS: &[(&str, &[u8])] = &[\n{list}];\n"
+         pub const FATBINS: &[(&str, &[u8])] = &[\n{list}];\n\
+         /// What each kernel needs on each target with machine code; kernels of a file in the compiler's order.\n\
+         pub const RESOURCES: &[Resource] = &[\n{resources}];\n"
     )
 }
 
@@ -181,7 +194,7 @@ fn fatbins(nvcc: &Nvcc, out: &Path) -> Outcome<Embedded> {
     };
     add(nvcc.banner.as_bytes());
     flags.iter().for_each(|f| add(f.as_bytes()));
-    for header in files(Path::new(KERNELS), "cuh")? {
+    for header in headers(Path::new(KERNELS))? {
         add(header.to_string_lossy().as_bytes());
         add(&read(&header)?);
     }
@@ -218,16 +231,99 @@ fn fatbins(nvcc: &Nvcc, out: &Path) -> Outcome<Embedded> {
     if !faults.is_empty() {
         return Err(faults.join("\n"));
     }
+    let mut resources = Vec::new();
     for (stem, cached) in &jobs {
         // A copy, so that emptying the cache never breaks a later build.
         write(&out.join(format!("{stem}.fatbin")), &read(cached)?)?;
+        let table = read(&table_path(cached))?;
+        resources.extend(String::from_utf8_lossy(&table).lines().filter_map(Resource::parse));
     }
-    Ok(Embedded { version: nvcc.version, archs, stems: jobs.into_iter().map(|(stem, _)| stem).collect() })
+    write_table(&cache.with_file_name("kernel-resources.txt"), &resources)?;
+    Ok(Embedded { version: nvcc.version, archs, stems: jobs.into_iter().map(|(stem, _)| stem).collect(), resources })
+}
+
+/// One row of the table that ptxas -v gives: what one kernel needs on one target.
+struct Resource {
+    kernel: String,
+    target: String,
+    /// Registers, then bytes: static shared memory, stack, spill stores, spill loads.
+    numbers: [u32; 5],
+}
+
+impl Resource {
+    const COLUMNS: [&str; 7] = ["kernel", "target", "registers", "shared", "stack", "spill_stores", "spill_loads"];
+
+    fn fields(&self) -> [String; 7] {
+        let [a, b, c, d, e] = self.numbers.map(|n| n.to_string());
+        [self.kernel.clone(), self.target.clone(), a, b, c, d, e]
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split_whitespace();
+        let (kernel, target) = (fields.next()?.to_string(), fields.next()?.to_string());
+        let mut numbers = [0; 5];
+        for number in &mut numbers {
+            *number = fields.next()?.parse().ok()?;
+        }
+        Some(Resource { kernel, target, numbers })
+    }
+}
+
+/// Reads what `ptxas -v` said. A function's properties follow its name; only entry functions say for which target.
+fn resources(said: &str) -> Vec<Resource> {
+    let quoted = |text: &str| text.split('\'').nth(1).unwrap_or_default().to_string();
+    let mut found: Vec<Resource> = Vec::new();
+    let mut of_entry = false;
+    for line in said.lines() {
+        // "160 bytes stack frame, 0 bytes spill stores", "Used 39 registers, 512 bytes smem"
+        let number = |what: &str| -> Option<u32> {
+            let before = &line[..line.find(what)?];
+            before.rsplit(' ').next()?.parse().ok()
+        };
+        if let Some((_, rest)) = line.split_once("Compiling entry function ") {
+            let (kernel, target) = rest.split_once(" for ").unwrap_or((rest, ""));
+            found.push(Resource { kernel: quoted(kernel), target: quoted(target), numbers: [0; 5] });
+        } else if let Some((_, function)) = line.split_once("Function properties for ") {
+            of_entry = found.last().is_some_and(|f| f.kernel == function.trim());
+        }
+        let Some(Resource { numbers, .. }) = found.last_mut().filter(|_| of_entry) else { continue };
+        if line.contains(" bytes stack frame") {
+            let properties = [" bytes stack frame", " bytes spill stores", " bytes spill loads"];
+            for (place, what) in numbers[2..].iter_mut().zip(properties) {
+                *place = number(what).unwrap_or(0);
+            }
+        } else if line.contains(" registers") && line.contains("Used ") {
+            numbers[0] = number(" registers").unwrap_or(0);
+            numbers[1] = number(" bytes smem").unwrap_or(0);
+            numbers[2] = number(" bytes cumulative stack size").unwrap_or(numbers[2]);
+        }
+    }
+    found
+}
+
+fn table_path(cached: &Path) -> PathBuf {
+    cached.with_extension("resources")
+}
+
+/// For people: aligned columns.
+fn write_table(path: &Path, rows: &[Resource]) -> Outcome<()> {
+    let header = Resource::COLUMNS.map(String::from);
+    let lines: Vec<[String; 7]> = std::iter::once(header).chain(rows.iter().map(Resource::fields)).collect();
+    let widths: [usize; 7] = std::array::from_fn(|i| lines.iter().map(|l| l[i].len()).max().unwrap_or(0));
+    let mut text = String::new();
+    for line in &lines {
+        let _ = write!(text, "{:<w$}  {:<v$}", line[0], line[1], w = widths[0], v = widths[1]);
+        for (field, width) in line[2..].iter().zip(&widths[2..]) {
+            let _ = write!(text, "  {field:>width$}");
+        }
+        text.push('\n');
+    }
+    put(path, text.as_bytes())
 }
 
 /// Compiles one kernel file into the cache, unless it is there.
 fn compile(nvcc: &Nvcc, flags: &[String], stem: &str, cached: &Path) -> Outcome<()> {
-    if cached.is_file() {
+    if cached.is_file() && table_path(cached).is_file() {
         return Ok(());
     }
     let source = format!("{stem}.cu");
@@ -251,7 +347,11 @@ fn compile(nvcc: &Nvcc, flags: &[String], stem: &str, cached: &Path) -> Outcome<
             run.status
         ));
     }
-    for line in said.lines().filter(|l| !l.trim().is_empty()) {
+    let table = resources(&said);
+    let rows: String = table.iter().map(|r| r.fields().join("\t") + "\n").collect();
+    put(&table_path(cached), rows.as_bytes())?; // first: a fatbin in the cache has its table beside it
+    let report = |l: &&str| l.starts_with("ptxas info") || l.contains(" bytes stack frame, ");
+    for line in said.lines().filter(|l| !l.trim().is_empty() && !report(l)) {
         println!("cargo::warning={source}: {line}");
     }
     fs::rename(&unfinished, cached).map_err(|e| format!("{}: cannot rename: {e}", unfinished.display()))
@@ -267,26 +367,33 @@ fn cache_dir(out: &Path) -> PathBuf {
 /// The same kernels as a static library for the host, found by name at run time.
 #[cfg(feature = "emu")]
 fn emulation() -> Outcome<()> {
-    let mut sources = files(Path::new(KERNELS), "cu")?;
-    sources.extend(files(&Path::new(KERNELS).join("emu"), "cu")?);
-    sources.extend(files(&Path::new(KERNELS).join("emu"), "cpp")?);
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .opt_level(2)
+    let emu = Path::new(KERNELS).join("emu");
+    let build = || {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").opt_level(2);
+        build
+    };
+    let needs = |e: cc::Error| {
+        format!(
+            "feature `emu` runs the kernels on the host and needs a C++17 compiler (g++ or clang++; set CXX to choose \
+             one): {e}"
+        )
+    };
+    let runtime = build().files(files(&emu, "cpp")?).try_compile_intermediates().map_err(needs)?;
+    build()
         .flag("-ffp-contract=off") // a*b + c rounds twice, as __fadd_rn(__fmul_rn(a, b), c) does on a GPU
         .flag("-fno-strict-aliasing") // kernels load float4 from float*
+        .flag("-fsanitize=undefined,float-cast-overflow") // reported by kernels/emu/sanitize.cpp
+        .flag("-fno-sanitize=vptr") // wants libubsan
+        .flag_if_supported("-fstack-clash-protection") // a large frame does not step over the guard page
         .flag("-Wno-unknown-pragmas") // #pragma unroll
         .flag("-xc++") // .cu is no extension that a host compiler knows
-        .files(&sources)
+        .files(files(Path::new(KERNELS), "cu")?)
+        .files(files(&emu, "cu")?)
+        .objects(runtime)
         .link_lib_modifier("+whole-archive") // kernels register themselves: no symbol of theirs is referred to
         .try_compile("sparse_engine_emu")
-        .map_err(|e| {
-            format!(
-                "feature `emu` runs the kernels on the host and needs a C++17 compiler (g++ or clang++; set CXX to \
-                 choose one): {e}"
-            )
-        })
+        .map_err(needs)
 }
 
 /// Files in `dir` with that extension, sorted.
@@ -300,6 +407,20 @@ fn files(dir: &Path, extension: &str) -> Outcome<Vec<PathBuf>> {
         }
     }
     Ok(found.into_iter().collect())
+}
+
+/// Every header in `dir` and below, sorted.
+fn headers(dir: &Path) -> Outcome<Vec<PathBuf>> {
+    let cannot = |e: std::io::Error| format!("{}: cannot list: {e}", dir.display());
+    let mut found = files(dir, "cuh")?;
+    for entry in fs::read_dir(dir).map_err(cannot)? {
+        let path = entry.map_err(cannot)?.path();
+        if path.is_dir() {
+            found.extend(headers(&path)?);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// An environment variable; this script runs again when it changes. Empty counts as unset.
@@ -320,6 +441,13 @@ fn read(path: &Path) -> Outcome<Vec<u8>> {
 
 fn write(path: &Path, data: &[u8]) -> Outcome<()> {
     fs::write(path, data).map_err(|e| format!("{}: cannot write: {e}", path.display()))
+}
+
+/// The same for a file that another build may be writing too: never half a file.
+fn put(path: &Path, data: &[u8]) -> Outcome<()> {
+    let unfinished = path.with_extension(format!("{}.part", std::process::id()));
+    write(&unfinished, data)?;
+    fs::rename(&unfinished, path).map_err(|e| format!("{}: cannot rename: {e}", unfinished.display()))
 }
 
 fn hex(bytes: &[u8]) -> String {

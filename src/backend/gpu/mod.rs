@@ -6,6 +6,7 @@
 //! launcher of the same stem in [`ops`], a line in [`GpuBackend`].
 
 mod backend;
+mod capture;
 pub mod cuda;
 mod driver;
 mod embedded;
@@ -16,5 +17,5 @@ mod probe;
 
 pub use backend::GpuBackend;
 pub use driver::{Arg, Driver, Launch};
-pub use embedded::{ARCHS, FATBINS, NVCC};
+pub use embedded::{ARCHS, FATBINS, NVCC, RESOURCES, Resource};
 pub use probe::{DeviceInfo, MIN_CAPABILITY, find_device, probe};
