@@ -1,5 +1,5 @@
 // A counterfeit libcuda.so.1 for tests/gpu_probe.rs: answers as the environment says, keeps "device" memory on the
-// heap, and knows one kernel, sgd_step. It is strict where the real one is: a context must be current on the calling
+// heap, and knows one kernel, sgd_step_f32. It is strict where the real one is: a context must be current on the calling
 // thread, memory must be known, and on release everything must have been given back.
 #include <cstdint>
 #include <cstdio>
@@ -34,28 +34,32 @@ bool inside(uint64_t at, size_t bytes) {
 }
 
 struct SgdArgs {
-    uint64_t n, vectors;
+    uint64_t values, map, w, wt, n;
+    uint64_t grads, momentum, state, vectors;
+};
+struct StepState {
     float lr, momentum, weight_decay;
     uint32_t nesterov;
+    uint32_t rest[12];
 };
 
 // A launch of the one kernel.
 struct Call {
-    uint64_t at[3];
     SgdArgs a;
     bool good() const {
-        for (uint64_t address : at)
+        for (uint64_t address : {a.values, a.grads, a.momentum})
             if (!inside(address, 4 * a.n) || (a.vectors && address % 16)) return false;
-        return true;
+        return inside(a.state, sizeof(StepState)) && !a.map;
     }
     void run() const {
-        float *v = reinterpret_cast<float*>(at[0]), *m = reinterpret_cast<float*>(at[2]);
-        const float* g = reinterpret_cast<const float*>(at[1]);
+        float *v = reinterpret_cast<float*>(a.values), *m = reinterpret_cast<float*>(a.momentum);
+        const float* g = reinterpret_cast<const float*>(a.grads);
+        const StepState& s = *reinterpret_cast<const StepState*>(a.state);
         for (uint64_t i = 0; i < a.n; ++i) {
-            const float g1 = g[i] + a.weight_decay * v[i];
-            m[i] = a.momentum * m[i] + g1;
-            const float d = a.nesterov ? g1 + a.momentum * m[i] : m[i];
-            v[i] = v[i] - a.lr * d;
+            const float g1 = g[i] + s.weight_decay * v[i];
+            m[i] = s.momentum * m[i] + g1;
+            const float d = s.nesterov ? g1 + s.momentum * m[i] : m[i];
+            v[i] = v[i] - s.lr * d;
         }
     }
 };
@@ -188,7 +192,7 @@ int cuModuleUnload(void*) {
 // Only the second module holds the kernel.
 int cuModuleGetFunction(void** function, void* module, const char* name) {
     NEED_CONTEXT;
-    if (module != reinterpret_cast<void*>(intptr_t(3001)) || strcmp(name, "sgd_step") != 0) return NOT_FOUND;
+    if (module != reinterpret_cast<void*>(intptr_t(3001)) || strcmp(name, "sgd_step_f32") != 0) return NOT_FOUND;
     *function = reinterpret_cast<void*>(intptr_t(4000));
     return SUCCESS;
 }
@@ -212,8 +216,7 @@ int cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsign
                    unsigned shared, void* stream, void** args, void** extra) {
     NEED_CONTEXT;
     Call call;
-    for (int i = 0; i < 3; ++i) memcpy(&call.at[i], args[i], 8);
-    memcpy(&call.a, args[3], sizeof call.a);
+    memcpy(&call.a, args[0], sizeof call.a);
     const SgdArgs& a = call.a;
     if (function != reinterpret_cast<void*>(intptr_t(4000)) || stream != reinterpret_cast<void*>(intptr_t(2000)) || extra ||
         gy * gz * by * bz != 1 || uint64_t(gx) * bx < a.n - 3 * a.vectors || bx > 256 || 4 * a.vectors > a.n)

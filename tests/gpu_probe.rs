@@ -4,7 +4,8 @@
 
 use sparse_engine::Error;
 use sparse_engine::backend::SgdStep;
-use sparse_engine::backend::gpu::{self, Driver, cuda::Cuda, ops::sgd::sgd_step};
+use sparse_engine::backend::gpu::ops::{operand::Element, sgd::SgdStore, sgd::sgd_step, state::StepState};
+use sparse_engine::backend::gpu::{self, Driver, cuda::Cuda};
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -37,14 +38,17 @@ fn train() -> sparse_engine::Result<String> {
     driver.upload(&mut grads, bytemuck::cast_slice(&[3f32; N]))?;
     driver.upload(&mut momentum, bytemuck::cast_slice(&[4f32; N]))?;
     assert!(driver.upload(&mut grads, &[0; 4 * N + 1]).is_err());
+    let mut state = driver.alloc(size_of::<StepState>())?;
     let step = SgdStep { lr: 0.5, momentum: 0.25, weight_decay: 0.125, nesterov: true };
+    driver.upload(&mut state, bytemuck::bytes_of(&StepState::from(step)))?;
     // From a thread on which no context is current.
     std::thread::scope(|s| {
         s.spawn(|| {
             let driver = &driver; // a driver may move between threads; here it is lent to one at a time
-            let [v, g, m] = [&values, &grads, &momentum].map(|b| driver.address(b));
-            // SAFETY: three buffers of N floats.
-            unsafe { sgd_step(driver, v, g, m, N, step) }?;
+            let [values, g, m, s] = [&values, &grads, &momentum, &state].map(|b| driver.address(b));
+            let store = SgdStore { values, n: N as u64, ..SgdStore::default() };
+            // SAFETY: three buffers of N floats and a state.
+            unsafe { sgd_step(driver, Element::F32, &store, g, m, s) }?;
             driver.synchronise()
         })
         .join()
@@ -58,7 +62,7 @@ fn train() -> sparse_engine::Result<String> {
     assert_eq!(got, [4.25; N]);
     let description = driver.describe();
     drop(driver); // the buffers must keep the session alive
-    drop((values, grads, momentum));
+    drop((values, grads, momentum, state));
     Ok(description)
 }
 

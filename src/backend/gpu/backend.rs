@@ -1,7 +1,9 @@
 //! [`GpuBackend`]: the backend over a device driver and a host backend.
 
 use super::driver::Driver;
-use super::ops;
+use super::ops::operand::Element;
+use super::ops::sgd::{SgdStore, sgd_step};
+use super::ops::state::StepState;
 use crate::backend::{
     Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, NormId, PoolId, SgdStep, Spec, Store, TensorId,
 };
@@ -23,6 +25,7 @@ pub struct GpuBackend<D: Driver, H: Backend<Real = f32>> {
     values: D::Buf,
     grads: D::Buf,
     momentum: D::Buf,
+    state: D::Buf,
     stored: usize,
 }
 
@@ -34,7 +37,8 @@ impl<D: Driver, H: Backend<Real = f32>> GpuBackend<D, H> {
         let (mut values, grads, mut momentum) = (driver.alloc(bytes)?, driver.alloc(bytes)?, driver.alloc(bytes)?);
         driver.upload(&mut values, bytemuck::cast_slice(&host.read_store(Store::Values)))?;
         driver.upload(&mut momentum, bytemuck::cast_slice(&host.read_store(Store::Momentum)))?;
-        Ok(GpuBackend { driver, host, values, grads, momentum, stored })
+        let state = driver.alloc(size_of::<StepState>())?;
+        Ok(GpuBackend { driver, host, values, grads, momentum, state, stored })
     }
 
     /// The host backend inside.
@@ -51,9 +55,12 @@ impl<D: Driver, H: Backend<Real = f32>> GpuBackend<D, H> {
     fn try_sgd(&mut self, step: SgdStep) -> Result<()> {
         let grads = self.host.read_store(Store::Grads);
         self.driver.upload(&mut self.grads, bytemuck::cast_slice(&grads))?;
-        let [values, grads, momentum] = [&self.values, &self.grads, &self.momentum].map(|buf| self.driver.address(buf));
-        // SAFETY: three live buffers of `stored` f32 each, waited for before anything else touches them.
-        unsafe { ops::sgd::sgd_step(&self.driver, values, grads, momentum, self.stored, step)? };
+        self.driver.upload(&mut self.state, bytemuck::bytes_of(&StepState::from(step)))?;
+        let [values, grads, momentum, state] =
+            [&self.values, &self.grads, &self.momentum, &self.state].map(|buf| self.driver.address(buf));
+        let store = SgdStore { values, n: self.stored as u64, ..SgdStore::default() };
+        // SAFETY: live buffers of `stored` f32 and a state, waited for before anything else touches them.
+        unsafe { sgd_step(&self.driver, Element::F32, &store, grads, momentum, state)? };
         self.driver.synchronise()?;
         let values = self.download(&self.values)?;
         self.host.write_store(Store::Values, &values);
