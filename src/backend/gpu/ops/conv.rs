@@ -284,7 +284,8 @@ unsafe fn multiply<D: Driver>(
         Error::Failed(format!("convolution {g:?} of {} images on a GPU: {grid} blocks are too many", args.images))
     })?;
     let threads = if tile.columns == 128 { 256 } else { 128 };
-    let launch = Launch { grid: [grid, 1, 1], block: [threads, 1, 1], shared_bytes: 0 };
+    let shared_bytes = if tile.kind == Kind::Patch { Tile::patch_bytes(tile.columns, g.w) } else { 0 };
+    let launch = Launch { grid: [grid, 1, 1], block: [threads, 1, 1], shared_bytes };
     // SAFETY: layout as in the kernel; the sizes behind the addresses are the caller's promise.
     unsafe { driver.launch(multiply_kernel(conv.precision, tile, blocks.is_some()), launch, &[Arg::new(&args)]) }
 }

@@ -1,5 +1,6 @@
 //! Which kernel a convolution takes, from its geometry alone, and what the kernels can't do.
 
+use super::super::driver::Launch;
 use super::operand::{BLOCK_ROWS, Precision, padded};
 use crate::error::{Error, Result};
 use crate::shape::{ConvGeom, MAX_STRIDE};
@@ -9,7 +10,7 @@ use crate::shape::{ConvGeom, MAX_STRIDE};
 pub enum Kind {
     /// Every tap from memory: any geometry.
     Gather,
-    /// All taps from one patch in shared memory: 3x3, stride 1, padding 1, planes up to [`Tile::WIDEST_PATCH`].
+    /// All taps from one patch in shared memory: 3x3, stride 1, padding 1, planes whose patch fits ([`Tile::patch_bytes`]).
     Patch,
 }
 
@@ -46,15 +47,24 @@ pub struct ConvPlan {
 const BUSY: u64 = 264;
 
 impl Tile {
-    /// Widest plane, in pixels, whose patch fits into shared memory.
-    pub const WIDEST_PATCH: u32 = 64;
+    /// Shared memory of a block of [`Kind::Patch`] with that many columns on a plane of that width.
+    pub fn patch_bytes(columns: u32, width: u32) -> u32 {
+        let piece = columns.min(32);
+        let epilogue = columns.div_ceil(64) * (128 * (piece + 4) + 512) * 4;
+        epilogue.max((2 * width + 130) * 128 + 64 + columns * 128)
+    }
 
-    fn choose(rows: u64, columns: u32, patch: bool) -> Self {
+    /// Columns are fewer where that keeps a large device busy, or makes a patch fit.
+    fn choose(rows: u64, columns: u32, patch: Option<&ConvGeom>) -> Self {
         let mut tile = [16, 32, 64].into_iter().find(|&t| columns <= t).unwrap_or(128);
         while tile > 32 && rows.div_ceil(BLOCK_ROWS) * u64::from(columns.div_ceil(tile)) < BUSY {
             tile /= 2;
         }
-        Tile { kind: if patch { Kind::Patch } else { Kind::Gather }, columns: tile }
+        let fits = |&t: &u32| patch.is_some_and(|g| can_patch(g, t));
+        match [tile, tile.min(64)].into_iter().find(fits) {
+            Some(columns) => Tile { kind: Kind::Patch, columns },
+            None => Tile { kind: Kind::Gather, columns: tile },
+        }
     }
 }
 
@@ -84,7 +94,7 @@ impl ConvPlan {
                 weight: WeightTile { tile: 16, splits: splits(outer, tiles) },
             };
         }
-        let patch = false; // until the patch kernels are there
+        let patch = (!blocks).then_some(geom);
         let mut plan = ConvPlan {
             forward: Tile::choose(outer, geom.k, patch),
             data: Tile::choose(inner, geom.c, patch),
@@ -136,11 +146,10 @@ impl ConvPlan {
             if !allowed.contains(&tile.columns) {
                 return fault(format!("{what} tiles have {allowed:?} columns, got {}", tile.columns));
             }
-            if tile.kind == Kind::Patch && (!can_patch(g) || blocks || precision == Precision::F32) {
+            if tile.kind == Kind::Patch && (!can_patch(g, tile.columns) || blocks || precision == Precision::F32) {
                 return fault(format!(
-                    "{what} by patches needs a 3x3 kernel, stride 1, padding 1, a plane at most {} wide, tensor cores \
-                     and no block mask",
-                    Tile::WIDEST_PATCH
+                    "{what} by patches needs a 3x3 kernel, stride 1, padding 1, a plane of at most 64 pixels width (62 \
+                     with 128 columns), tensor cores and no block mask"
                 ));
             }
         }
@@ -160,8 +169,10 @@ const MAX_SIZE: u32 = 8191;
 /// Largest grid in y.
 const MAX_SPLITS: u32 = 65_535;
 
-fn can_patch(g: &ConvGeom) -> bool {
-    (g.r, g.s, g.stride, g.pad) == (3, 3, 1, 1) && g.w <= Tile::WIDEST_PATCH
+fn can_patch(g: &ConvGeom, columns: u32) -> bool {
+    (g.r, g.s, g.stride, g.pad) == (3, 3, 1, 1)
+        && g.w <= 64
+        && Tile::patch_bytes(columns, g.w) <= Launch::MAX_SHARED_BYTES
 }
 
 pub(super) fn pixels(images: u32, h: u32, w: u32) -> u64 {
