@@ -1,5 +1,8 @@
 //! One launcher a kernel: same stem as its `.cu`, same argument order.
 
+pub mod conv;
+mod conv_lists;
+mod conv_plan;
 pub mod copy;
 pub mod join;
 pub mod loss;
