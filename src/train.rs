@@ -183,7 +183,7 @@ pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) ->
         Device::Cuda => {
             gpu::probe()?;
             let setup = Setup::new(config)?;
-            let make = |spec: Spec, plan: Option<&Plan>| GpuBackend::new(Cuda::open()?, cpu(spec, plan)?);
+            let make = |spec: Spec, _: Option<&Plan>| GpuBackend::new(Cuda::open()?, spec, gpu::Precision::F16, None);
             Run::new(&setup, options, host_fed(&setup, options, make)?)?.finish(observer)
         }
     }

@@ -15,7 +15,7 @@ use fault::Fault;
 use sparse_engine::backend::cpu::{CpuBackend, Isa};
 #[cfg(feature = "emu")]
 use sparse_engine::backend::gpu::{
-    GpuBackend,
+    GpuBackend, Precision,
     emu::{Emulated, Order},
 };
 use sparse_engine::backend::reference::RefBackend;
@@ -40,9 +40,9 @@ fn cpu() {
 #[cfg(feature = "emu")]
 fn emulated_gpu() {
     for order in Order::BOTH {
-        common::suite(&|spec| {
-            GpuBackend::new(Emulated::new(order).unwrap(), CpuBackend::new(spec, 1).unwrap()).unwrap()
-        });
+        for precision in [Precision::F16] {
+            common::suite(&|spec| GpuBackend::new(Emulated::new(order).unwrap(), spec, precision, None).unwrap());
+        }
     }
 }
 

@@ -86,6 +86,8 @@ pub struct Emulated {
 
 // SAFETY: the device is a heap object of its own, used by one thread at a time through the mutex.
 unsafe impl Send for Emulated {}
+// SAFETY: whatever changes lies behind a mutex.
+unsafe impl Sync for Emulated {}
 
 /// Memory of the emulated device: filled with 0xFF, a page without access before and behind it, and none but faults
 /// after it is dropped.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::shape::{ConvGeom, MAX_STRIDE};
 
 /// How a tile reads its operand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum Kind {
     /// Every tap from memory: any geometry.
     Gather,
@@ -15,7 +15,7 @@ pub enum Kind {
 }
 
 /// The kernel of a forward pass or data gradient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct Tile {
     /// How it reads.
     pub kind: Kind,
@@ -24,7 +24,7 @@ pub struct Tile {
 }
 
 /// The kernel of a weight gradient.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct WeightTile {
     /// Output channels of a block: 16, 32, 64 or 128. Without tensor cores 16.
     pub tile: u32,
@@ -33,7 +33,7 @@ pub struct WeightTile {
 }
 
 /// The kernels of one convolution.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub struct ConvPlan {
     /// Forward.
     pub forward: Tile,
