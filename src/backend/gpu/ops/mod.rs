@@ -1,5 +1,6 @@
 //! One launcher a kernel: same stem as its `.cu`, same argument order.
 
+pub mod augment;
 pub mod copy;
 pub mod join;
 pub mod loss;
@@ -10,3 +11,4 @@ pub mod pool;
 mod rows;
 pub mod sgd;
 pub mod state;
+pub mod step;
