@@ -6,7 +6,7 @@
 //     dz   = (exp(z - lse) - (1 - s) * [class is l] - s / K) / n * loss_scale, rounded once
 // correct: z[l] is the largest, the first one among equals, and none is NaN.
 //
-// Write rule: dlogits, padding channels included, and the scratch are overwritten, totals are added to.
+// Write rule: dlogits, padding channels included, and the scratch are overwritten.
 // Launcher: src/backend/gpu/ops/loss.rs, same arguments: two kernels, one after the other.
 #include "number.cuh"
 #include "state.cuh"
@@ -107,8 +107,8 @@ struct LossOut {
 // By value; same layout as LossSumArgs in src/backend/gpu/ops/loss.rs.
 struct LossSumArgs {
     uint64_t rows;  // RowLoss [n]
-    uint64_t out;   // LossOut, overwritten; 0: none
-    uint64_t total; // LossOut, added to; 0: none
+    uint64_t out;   // LossOut [...], one of which is overwritten; 0: none
+    uint64_t index; // uint64_t: which; 0: the first
     uint64_t state; // StepState, whose `broken` becomes the step's number if the sum is not finite; 0: none
     uint32_t n;
     uint32_t reserved;
@@ -137,11 +137,7 @@ extern "C" __global__ void __launch_bounds__(256) cross_entropy_sum(LossSumArgs 
     }
     if (t != 0) return;
     const LossOut sum = part[0];
-    if (a.out) *reinterpret_cast<LossOut*>(a.out) = sum;
-    if (a.total) {
-        LossOut* total = reinterpret_cast<LossOut*>(a.total);
-        *total = {total->loss_sum + sum.loss_sum, total->correct + sum.correct};
-    }
+    if (a.out) reinterpret_cast<LossOut*>(a.out)[a.index ? *reinterpret_cast<const uint64_t*>(a.index) : 0] = sum;
     if (a.state) {
         StepState* state = reinterpret_cast<StepState*>(a.state);
         const bool finite = sum.loss_sum - sum.loss_sum == 0.0;

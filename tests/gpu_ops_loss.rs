@@ -8,7 +8,7 @@ use sparse_engine::backend::gpu::ops::loss::{CrossEntropy, LossOut, RowLoss, cro
 use sparse_engine::backend::gpu::ops::operand::Element;
 use sparse_engine::backend::gpu::ops::state::StepState;
 
-on_every_device!(loss_and_gradient, ties_and_nan, totals_and_the_sticky_word);
+on_every_device!(loss_and_gradient, ties_and_nan, places_and_the_sticky_word);
 
 const F32: Element = Element::F32;
 
@@ -163,32 +163,35 @@ fn ties_and_nan<D: Driver>(driver: &D) {
     }
 }
 
-/// Totals grow batch by batch; the first batch whose sum is not finite leaves its step's number, later ones do not.
-fn totals_and_the_sticky_word<D: Driver>(driver: &D) {
+/// Each batch has a place of its own; the first whose sum is not finite leaves its step's number, later ones do not.
+fn places_and_the_sticky_word<D: Driver>(driver: &D) {
     let (n, classes) = (700, 10); // more images than threads of the sum
     let good = stored(F32, &normal("z", n * classes));
     let mut bad = good.clone();
     bad[classes * 300 + 3] = f64::NAN;
     let labels: Vec<u32> = (0..n as u32).map(|i| i % 10).collect();
-    let total = Held::of(driver, &[LossOut { loss_sum: 2.5, correct: 7 }]);
+    let empty = LossOut { loss_sum: 2.5, correct: 7 };
+    let places = Held::of(driver, &[empty; 6]);
+    let mut index = Held::of(driver, &[0u64]);
     let mut state = Held::of(driver, &[StepState { loss_scale: 1.0, ..StepState::default() }]);
-    let mut want = LossOut { loss_sum: 2.5, correct: 7 };
+    let mut want = [empty; 6];
     for (step, logits, broken) in [(1u64, &good, 0u64), (2, &good, 0), (3, &bad, 3), (4, &bad, 3), (5, &good, 3)] {
         let now = StepState { step, ..state.get::<StepState>()[0] };
         state.put(&[now]);
+        index.put(&[step]);
         let case = Case::new(driver, F32, logits, &labels, classes);
-        let mut args = CrossEntropy { total: total.at(), state: state.at(), ..case.args(0.0) };
-        let sum = case.run(&args);
+        let sum = case.run(&case.args(0.0));
         assert!(sum.correct > 0);
-        want.loss_sum += sum.loss_sum;
-        want.correct += sum.correct;
-        let got = total.get::<LossOut>()[0];
-        assert_eq!((got.loss_sum.to_bits(), got.correct), (want.loss_sum.to_bits(), want.correct), "step {step}");
-        assert_eq!(state.get::<StepState>()[0], StepState { broken, ..now }, "step {step}");
-        // Without a result, totals or a state: nothing of them is written.
-        (args.out, args.total, args.state) = (0, 0, 0);
+        want[step as usize] = sum;
+        let mut args = CrossEntropy { out: places.at(), index: index.at(), state: state.at(), ..case.args(0.0) };
         case.run(&args);
-        assert_eq!(total.get::<LossOut>()[0].correct, want.correct);
+        let bits = |all: &[LossOut]| all.iter().map(|l| (l.loss_sum.to_bits(), l.correct)).collect::<Vec<_>>();
+        assert_eq!(bits(&places.get::<LossOut>()), bits(&want), "step {step}");
+        assert_eq!(state.get::<StepState>()[0], StepState { broken, ..now }, "step {step}");
+        // Without a result or a state: nothing of them is written.
+        (args.out, args.state) = (0, 0);
+        case.run(&args);
+        assert_eq!(bits(&places.get::<LossOut>()), bits(&want), "step {step}");
         assert_eq!(state.get::<StepState>()[0].broken, broken);
     }
     let case = Case::new(driver, F32, &good[..classes], &labels[..1], classes);

@@ -19,6 +19,7 @@ pub mod ops;
 pub mod plan;
 mod precision;
 mod probe;
+mod steps;
 
 pub use backend::GpuBackend;
 pub use driver::{Arg, Driver, Launch};
@@ -26,4 +27,5 @@ pub use embedded::{ARCHS, FATBINS, NVCC, RESOURCES, Resource};
 pub use ops::operand::Precision;
 pub use plan::GpuPlan;
 pub use precision::LossScale;
+pub use steps::{Crops, DeviceImages, Feed};
 pub use probe::{DeviceInfo, MIN_CAPABILITY, find_device, probe};

@@ -101,6 +101,11 @@ impl<D: Driver> Norms<D> {
         self.norms.len()
     }
 
+    /// Most padded channels of one.
+    pub fn widest(&self) -> u32 {
+        self.norms.iter().map(|n| n.cp).max().unwrap_or(0)
+    }
+
     /// Address of the table of all.
     pub fn table(&self, driver: &D) -> u64 {
         driver.address(&self.table)

@@ -38,10 +38,10 @@ pub struct CrossEntropy {
     pub dlogits: u64,
     /// Scratch, [`RowLoss`] `[n]`.
     pub rows: u64,
-    /// Sum over the batch, [`LossOut`], overwritten; 0: none.
+    /// Sum over the batch: [`LossOut`] `[..]`, one of which is overwritten; 0: none.
     pub out: u64,
-    /// [`LossOut`] that the sum is added to; 0: none.
-    pub total: u64,
+    /// u64: which of `out`; 0: the first.
+    pub index: u64,
     /// [`StepState`](super::state::StepState): its loss scale is applied, its `broken` set if the sum is not finite; 0: no
     /// scale, nothing set.
     pub state: u64,
@@ -75,7 +75,7 @@ struct LossArgs {
 struct LossSumArgs {
     rows: u64,
     out: u64,
-    total: u64,
+    index: u64,
     state: u64,
     n: u32,
     reserved: u32,
@@ -90,13 +90,13 @@ const _: () = assert!(size_of::<RowLoss>() == 16 && size_of::<LossOut>() == 16);
 /// The addresses in `args` must be 0 where that is allowed, or of live buffers of `driver` of the sizes said there, without
 /// overlap, which nothing else uses until [`Driver::synchronise`].
 pub unsafe fn cross_entropy<D: Driver>(driver: &D, element: Element, args: &CrossEntropy) -> Result<()> {
-    let CrossEntropy { logits, labels, dlogits, rows, out, total, state, smoothing, n, classes } = *args;
+    let CrossEntropy { logits, labels, dlogits, rows, out, index, state, smoothing, n, classes } = *args;
     if n == 0 || classes == 0 {
         return Err(Error::Failed(format!("loss of {n} images over {classes} classes")));
     }
     let cp = padded(classes);
     let each = LossArgs { logits, labels, dlogits, rows, state, smoothing, n, classes, cp, reserved: 0 };
-    let sum = LossSumArgs { rows, out, total, state, n, reserved: 0 };
+    let sum = LossSumArgs { rows, out, index, state, n, reserved: 0 };
     let images = IMAGES.min(n);
     let launch = Launch { grid: [n.div_ceil(images), 1, 1], block: [32, images, 1], shared_bytes: 0 };
     let one = Launch { grid: [1, 1, 1], block: [n.clamp(32, 256).next_power_of_two(), 1, 1], shared_bytes: 0 };

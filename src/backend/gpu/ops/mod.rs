@@ -1,5 +1,6 @@
 //! One launcher a kernel: same stem as its `.cu`, same argument order.
 
+pub mod augment;
 pub mod conv;
 mod conv_lists;
 mod conv_plan;
@@ -13,3 +14,4 @@ pub mod pool;
 mod rows;
 pub mod sgd;
 pub mod state;
+pub mod step;
