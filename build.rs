@@ -3,10 +3,12 @@
 //!
 //! `SPARSE_ENGINE_CUDA`: `auto` (default: kernels if an nvcc from 12.0 on is found, else a warning), `require` (else an
 //! error), `off`. nvcc is `$NVCC`, `$CUDA_HOME/bin/nvcc`, the one in `PATH`, or `/usr/local/cuda/bin/nvcc`.
+//! `SPARSE_ENGINE_CUDA_ARCHS`: comma-separated `sm_*` (machine code) and `compute_*` (PTX), default below.
+//!
 //! What was compiled is kept in cargo's target directory, keyed by content and shared by all profiles: fatbins with what
 //! ptxas says of them in `fatbin-cache`, host objects in `emu-cache`. `kernel-resources.txt` beside them is for people.
+//!
 //! One file: a build script's modules would need a folder at the top.
-//! `SPARSE_ENGINE_CUDA_ARCHS`: comma-separated `sm_*` (machine code) and `compute_*` (PTX), default below.
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;

@@ -65,7 +65,13 @@ fn a_capture_holds_launches_only() {
     type Call<'a> = Box<dyn FnMut() -> Outcome<()> + 'a>;
     let calls: [(&str, Call); 8] = [
         ("allocation", Box::new(|| d.alloc(4).map(drop))),
-        ("freeing device memory", Box::new(|| Ok(drop(lost.take())))),
+        (
+            "freeing device memory",
+            Box::new(|| {
+                drop(lost.take());
+                Ok(())
+            }),
+        ),
         ("synchronisation", Box::new(|| d.synchronise())),
         ("download", Box::new(|| d.download(&x, &mut [0]))),
         ("replay", Box::new(|| d.replay(&graph))),
