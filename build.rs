@@ -4,6 +4,11 @@
 //! `SPARSE_ENGINE_CUDA`: `auto` (default: kernels if an nvcc from 12.0 on is found, else a warning), `require` (else an
 //! error), `off`. nvcc is `$NVCC`, `$CUDA_HOME/bin/nvcc`, the one in `PATH`, or `/usr/local/cuda/bin/nvcc`.
 //! `SPARSE_ENGINE_CUDA_ARCHS`: comma-separated `sm_*` (machine code) and `compute_*` (PTX), default below.
+//!
+//! What was compiled is kept in cargo's target directory, keyed by content and shared by all profiles: fatbins with what
+//! ptxas says of them in `fatbin-cache`, host objects in `emu-cache`. `kernel-resources.txt` beside them is for people.
+//!
+//! One file: a build script's modules would need a folder at the top.
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -60,7 +65,7 @@ fn run() -> Outcome<()> {
     source_version();
     write(&out.join("kernels.rs"), generated(embedded.as_ref()).as_bytes())?;
     #[cfg(feature = "emu")]
-    emulation()?;
+    emulation(&out)?;
     Ok(())
 }
 
@@ -187,50 +192,18 @@ fn fatbins(nvcc: &Nvcc, out: &Path) -> Outcome<Embedded> {
         flags.extend(["-gencode".into(), format!("arch=compute_{number},code={arch}")]);
     }
 
-    let mut key = Sha256::new();
-    let mut add = |part: &[u8]| {
-        key.update((part.len() as u64).to_le_bytes()); // so that no two lists of parts hash alike
-        key.update(part);
-    };
-    add(nvcc.banner.as_bytes());
-    flags.iter().for_each(|f| add(f.as_bytes()));
-    for header in headers(Path::new(KERNELS))? {
-        add(header.to_string_lossy().as_bytes());
-        add(&read(&header)?);
-    }
-
-    let cache = cache_dir(out);
-    fs::create_dir_all(&cache).map_err(|e| format!("{}: cannot create: {e}", cache.display()))?;
+    let key = Key::new(&nvcc.banner, &flags, &below(Path::new(KERNELS), &["cuh"])?)?;
+    let cache = cache_dir(out, "fatbin-cache")?;
     let jobs = files(Path::new(KERNELS), "cu")?
         .into_iter()
         .map(|source| {
             let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let mut key = key.clone();
-            key.update(read(&source)?);
-            let cached = cache.join(format!("{stem}-{}.fatbin", hex(&key.finalize())));
+            let cached = cache.join(format!("{stem}-{}.fatbin", key.of(&source)?));
             Ok((stem, cached))
         })
         .collect::<Outcome<Vec<_>>>()?;
 
-    let next = AtomicUsize::new(0);
-    let faults = Mutex::new(Vec::new());
-    let allowed = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize); // cargo's -j
-    let workers = allowed.clamp(1, jobs.len().max(1));
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                while let Some((stem, cached)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(fault) = compile(nvcc, &flags, stem, cached) {
-                        faults.lock().unwrap_or_else(|e| e.into_inner()).push(fault);
-                    }
-                }
-            });
-        }
-    });
-    let faults = faults.into_inner().unwrap_or_else(|e| e.into_inner());
-    if !faults.is_empty() {
-        return Err(faults.join("\n"));
-    }
+    parallel(&jobs, |(stem, cached)| compile(nvcc, &flags, stem, cached))?;
     let mut resources = Vec::new();
     for (stem, cached) in &jobs {
         // A copy, so that emptying the cache never breaks a later build.
@@ -240,6 +213,26 @@ fn fatbins(nvcc: &Nvcc, out: &Path) -> Outcome<Embedded> {
     }
     write_table(&cache.with_file_name("kernel-resources.txt"), &resources)?;
     Ok(Embedded { version: nvcc.version, archs, stems: jobs.into_iter().map(|(stem, _)| stem).collect(), resources })
+}
+
+/// Does all jobs, as many at once as cargo's -j allows, and reports every one that failed.
+fn parallel<T: Sync>(jobs: &[T], job: impl Fn(&T) -> Outcome<()> + Sync) -> Outcome<()> {
+    let next = AtomicUsize::new(0);
+    let faults = Mutex::new(Vec::new());
+    let allowed = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
+    std::thread::scope(|scope| {
+        for _ in 0..allowed.clamp(1, jobs.len().max(1)) {
+            scope.spawn(|| {
+                while let Some(todo) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(fault) = job(todo) {
+                        faults.lock().unwrap_or_else(|e| e.into_inner()).push(fault);
+                    }
+                }
+            });
+        }
+    });
+    let faults = faults.into_inner().unwrap_or_else(|e| e.into_inner());
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
 }
 
 /// One row of the table that ptxas -v gives: what one kernel needs on one target.
@@ -358,42 +351,117 @@ fn compile(nvcc: &Nvcc, flags: &[String], stem: &str, cached: &Path) -> Outcome<
 }
 
 /// One folder for all profiles, in cargo's target directory.
-fn cache_dir(out: &Path) -> PathBuf {
+fn cache_dir(out: &Path, name: &str) -> Outcome<PathBuf> {
     // target/[triple/]profile/build/package-hash/out; cargo puts CACHEDIR.TAG into the top one.
     let top = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file()).or(out.ancestors().nth(4));
-    top.unwrap_or(out).join("fatbin-cache")
+    let dir = top.unwrap_or(out).join(name);
+    fs::create_dir_all(&dir).map_err(|e| format!("{}: cannot create: {e}", dir.display()))?;
+    Ok(dir)
 }
 
-/// The same kernels as a static library for the host, found by name at run time.
+/// What a compiled file depends on.
+#[derive(Clone)]
+struct Key(Sha256);
+
+impl Key {
+    fn new(compiler: &str, flags: &[String], headers: &[PathBuf]) -> Outcome<Self> {
+        let mut key = Key(Sha256::new());
+        key.add(compiler.as_bytes());
+        flags.iter().for_each(|f| key.add(f.as_bytes()));
+        for header in headers {
+            key.add(header.to_string_lossy().as_bytes());
+            key.add(&read(header)?);
+        }
+        Ok(key)
+    }
+
+    fn add(&mut self, part: &[u8]) {
+        self.0.update((part.len() as u64).to_le_bytes()); // so that no two lists of parts hash alike
+        self.0.update(part);
+    }
+
+    /// The hash of it all and a source.
+    fn of(&self, source: &Path) -> Outcome<String> {
+        let mut key = self.clone();
+        key.add(&read(source)?);
+        Ok(key.0.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+}
+
+/// What the host compiler checks in kernels, reported by kernels/emu/sanitize.cpp. Of `undefined`, left out: `vptr`, which
+/// wants libubsan; `object-size` and `pointer-overflow`, since guard pages find what they would, and they make loops
+/// over a thread's tile of numbers twice as slow again. Clang calls `bounds` `array-bounds`.
 #[cfg(feature = "emu")]
-fn emulation() -> Outcome<()> {
-    let emu = Path::new(KERNELS).join("emu");
-    let build = || {
-        let mut build = cc::Build::new();
-        build.cpp(true).std("c++17").opt_level(2);
-        build
-    };
-    let needs = |e: cc::Error| {
+const SANITIZERS: &str = "alignment,null,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow,bool,\
+                          enum,return,unreachable,vla-bound,builtin,nonnull-attribute,returns-nonnull-attribute";
+
+/// The same kernels as a static library for the host, found by name at run time. Objects are cached, as this script runs
+/// again whenever the library's source changes.
+#[cfg(feature = "emu")]
+fn emulation(out: &Path) -> Outcome<()> {
+    let needs = |e: String| {
         format!(
             "feature `emu` runs the kernels on the host and needs a C++17 compiler (g++ or clang++; set CXX to choose \
              one): {e}"
         )
     };
-    let runtime = build().files(files(&emu, "cpp")?).try_compile_intermediates().map_err(needs)?;
-    build()
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).debug(false);
+    let runtime = build.try_get_compiler().map_err(|e| needs(e.to_string()))?;
+    let bounds = if runtime.is_like_clang() { "array-bounds" } else { "bounds" };
+    build
         .flag("-ffp-contract=off") // a*b + c rounds twice, as __fadd_rn(__fmul_rn(a, b), c) does on a GPU
         .flag("-fno-strict-aliasing") // kernels load float4 from float*
-        .flag("-fsanitize=undefined,float-cast-overflow") // reported by kernels/emu/sanitize.cpp
-        .flag("-fno-sanitize=vptr") // wants libubsan
+        .flag(format!("-fsanitize={SANITIZERS},{bounds}"))
         .flag_if_supported("-fstack-clash-protection") // a large frame does not step over the guard page
-        .flag("-Wno-unknown-pragmas") // #pragma unroll
-        .flag("-xc++") // .cu is no extension that a host compiler knows
-        .files(files(Path::new(KERNELS), "cu")?)
-        .files(files(&emu, "cu")?)
-        .objects(runtime)
+        .flag("-Wno-unknown-pragmas"); // #pragma unroll
+    // Without it every fused multiply-add is a call, 14 times as slow. Same results; this machine runs what it builds.
+    #[cfg(target_arch = "x86_64")]
+    if env::var("HOST") == env::var("TARGET") && is_x86_feature_detected!("fma") {
+        build.flag("-mfma");
+    }
+    let kernels = build.try_get_compiler().map_err(|e| needs(e.to_string()))?;
+    let version = runtime.to_command().arg("--version").output().map_err(|e| needs(e.to_string()))?;
+    let banner = format!("{} {}", runtime.path().display(), String::from_utf8_lossy(&version.stdout));
+
+    let emu = Path::new(KERNELS).join("emu");
+    let cache = cache_dir(out, "emu-cache")?;
+    let included = below(Path::new(KERNELS), &["cuh", "hpp"])?;
+    let mut jobs = Vec::new();
+    for (tool, sources) in
+        [(&kernels, [files(Path::new(KERNELS), "cu")?, files(&emu, "cu")?].concat()), (&runtime, files(&emu, "cpp")?)]
+    {
+        let flags: Vec<String> = tool.args().iter().map(|f| f.to_string_lossy().into_owned()).collect();
+        let key = Key::new(&banner, &flags, &included)?;
+        for source in sources {
+            let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let object = cache.join(format!("{name}-{}.o", key.of(&source)?));
+            jobs.push((tool, source, object));
+        }
+    }
+    parallel(&jobs, |(tool, source, object)| {
+        if object.is_file() {
+            return Ok(());
+        }
+        let unfinished = object.with_extension(format!("{}.tmp", std::process::id()));
+        // .cu is no extension that a host compiler knows.
+        let run = tool.to_command().args(["-x", "c++", "-c"]).arg(source).arg("-o").arg(&unfinished).output();
+        let run = run.map_err(|e| needs(format!("{}: {e}", tool.path().display())))?;
+        let said = String::from_utf8_lossy(&run.stderr);
+        if !run.status.success() {
+            return Err(needs(format!("{} does not compile:\n{said}", source.display())));
+        }
+        for line in said.lines() {
+            println!("cargo::warning={line}");
+        }
+        fs::rename(&unfinished, object).map_err(|e| format!("{}: cannot rename: {e}", unfinished.display()))
+    })?;
+    cc::Build::new()
+        .cpp(true) // links the C++ library
+        .objects(jobs.iter().map(|(_, _, object)| object))
         .link_lib_modifier("+whole-archive") // kernels register themselves: no symbol of theirs is referred to
         .try_compile("sparse_engine_emu")
-        .map_err(needs)
+        .map_err(|e| needs(e.to_string()))
 }
 
 /// Files in `dir` with that extension, sorted.
@@ -409,14 +477,14 @@ fn files(dir: &Path, extension: &str) -> Outcome<Vec<PathBuf>> {
     Ok(found.into_iter().collect())
 }
 
-/// Every header in `dir` and below, sorted.
-fn headers(dir: &Path) -> Outcome<Vec<PathBuf>> {
+/// Files in `dir` and below with these extensions, sorted.
+fn below(dir: &Path, extensions: &[&str]) -> Outcome<Vec<PathBuf>> {
     let cannot = |e: std::io::Error| format!("{}: cannot list: {e}", dir.display());
-    let mut found = files(dir, "cuh")?;
+    let mut found = extensions.iter().map(|e| files(dir, e)).collect::<Outcome<Vec<_>>>()?.concat();
     for entry in fs::read_dir(dir).map_err(cannot)? {
         let path = entry.map_err(cannot)?.path();
         if path.is_dir() {
-            found.extend(headers(&path)?);
+            found.extend(below(&path, extensions)?);
         }
     }
     found.sort();
@@ -448,8 +516,4 @@ fn put(path: &Path, data: &[u8]) -> Outcome<()> {
     let unfinished = path.with_extension(format!("{}.part", std::process::id()));
     write(&unfinished, data)?;
     fs::rename(&unfinished, path).map_err(|e| format!("{}: cannot rename: {e}", unfinished.display()))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }

@@ -22,8 +22,8 @@
     type* name = reinterpret_cast<type*>(dynamic_shared_raw)
 #define EXPORT_KERNEL(name)
 // What the instruction that follows wants of an address; the emulation reports it, a GPU faults.
-#define CHECK_ALIGNED(pointer, bytes) ((void)0)
-#define CHECK_SHARED(pointer, bytes) ((void)0)
+#define CHECK_ALIGNED(pointer, bytes) ((void)(pointer))
+#define CHECK_SHARED(pointer, bytes) ((void)(pointer))
 
 #else
 

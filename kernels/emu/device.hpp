@@ -58,6 +58,7 @@ struct Device {
     Fibre fibres[MAX_THREADS];
     Warp warps[MAX_WARPS];
     unsigned char* stacks = nullptr; // MAX_THREADS times guard page and stack
+    unsigned stacks_open = 0;        // made accessible: as many as a launch has had threads
     size_t page = 0;
     unsigned char* shared = nullptr; // room for shared_bytes, up to a whole page, then a guard page
     size_t shared_room = 0;

@@ -1,6 +1,6 @@
 #include "fibre.hpp"
 
-#if defined(__x86_64__) && defined(__ELF__) && !defined(EMU_UCONTEXT)
+#ifdef EMU_FAST_SWITCH
 
 // Two ways to leave, for the processor's prediction: `ret` where the other side stands at the same place as this one, as
 // fibres at a barrier do; a jump anywhere else, where a `ret` would always be predicted wrong.

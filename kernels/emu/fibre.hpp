@@ -3,9 +3,15 @@
 
 #include <cstddef>
 
+#if defined(__x86_64__) && defined(__ELF__) && !defined(EMU_UCONTEXT)
+#define EMU_FAST_SWITCH
+#else
+#include <ucontext.h>
+#endif
+
 namespace emu {
 
-#if defined(__x86_64__) && defined(__ELF__) && !defined(EMU_UCONTEXT)
+#ifdef EMU_FAST_SWITCH
 
 // Saves the callee-saved registers on the running stack, its pointer in *from, and goes on at `to` (fibre.cpp).
 extern "C" void sparse_engine_emu_switch(void** from, void* to);
@@ -26,8 +32,6 @@ struct Context {
 };
 
 #else
-
-#include <ucontext.h>
 
 struct Context {
     ucontext_t state;

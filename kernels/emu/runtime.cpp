@@ -292,10 +292,7 @@ void* sparse_engine_emu_open(uint32_t shared_bytes) {
     d->shared_room = (shared_bytes + 15 + page) / page * page; // the dynamic part is rounded up to 16 bytes
     d->stacks = reserve(stacks);
     d->shared = reserve(d->shared_room + page);
-    bool good = d->stacks && d->shared && mprotect(d->shared, d->shared_room, PROT_READ | PROT_WRITE) == 0;
-    for (unsigned t = 0; good && t < MAX_THREADS; ++t)
-        good = mprotect(d->stacks + t * (STACK + page) + page, STACK, PROT_READ | PROT_WRITE) == 0;
-    if (good) {
+    if (d->stacks && d->shared && mprotect(d->shared, d->shared_room, PROT_READ | PROT_WRITE) == 0) {
         memset(d->shared, POISON, d->shared_room);
         return d;
     }
@@ -340,6 +337,14 @@ const char* sparse_engine_emu_launch(void* opened, const void* kernel, const uin
     d.descending = descending != 0;
     d.static_peak = 0;
     d.failed = false;
+    view.block = {0, 0, 0};
+    for (; d.stacks_open < d.threads; ++d.stacks_open) {
+        unsigned char* stack = d.stacks + d.stacks_open * (STACK + d.page) + d.page;
+        if (mprotect(stack, STACK, PROT_READ | PROT_WRITE) == 0) continue;
+        say("no memory for the stacks of %u threads: are many devices open (vm.max_map_count)?", d.threads);
+        device = nullptr;
+        return d.message;
+    }
     view.block_dim = {block[0], block[1], block[2]};
     view.grid_dim = {grid[0], grid[1], grid[2]};
     for (unsigned t = 0; t < d.threads; ++t)
