@@ -1,14 +1,14 @@
 //! What a layer keeps: single weights or whole blocks; and which layers can keep blocks.
 //!
-//! A layer in blocks keeps the whole number of blocks nearest to the formula's share, at least one in each block row (its R
-//! output channels; candidates: all input channels at all taps) and in each block column (its C input channels). A layer
-//! stays unstructured where its channels do not divide by the block, or where whole blocks would move its density by more
-//! than a tenth. Unstructured layers share what whole blocks leave of the budget, in proportion to the formula's shares and
-//! by largest remainder, so the budget is met exactly. No layer's density moves by more than a tenth for that either (but by
-//! one weight: they keep whole ones). While it would, or while no layer is unstructured and the blocks miss the budget, a layer in
-//! blocks is made unstructured too: the smallest one with which the budget is met, or else the one moved furthest by its own
-//! blocks in the direction of the miss. With none left in blocks the counts are those of unstructured masks, so shares exist
-//! wherever unstructured ones do.
+//! A layer in blocks keeps the whole number of blocks nearest to the formula's share, at least one in each block row
+//! (its R output channels; candidates: all input channels at all taps) and in each block column (its C input channels).
+//! A layer stays unstructured where its channels do not divide by the block, or where whole blocks would move its
+//! density by more than a tenth. Unstructured layers share what whole blocks leave of the budget, in proportion to the
+//! formula's shares and by largest remainder, so the budget is met exactly. No layer's density moves by more than a
+//! tenth for that either (but by one weight: they keep whole ones). While it would, or while no layer is unstructured
+//! and the blocks miss the budget, a layer in blocks is made unstructured too: the smallest one with which the budget
+//! is met, or else the one moved furthest by its own blocks in the direction of the miss. With none left in blocks the
+//! counts are those of unstructured masks, so shares exist wherever unstructured ones do.
 
 use super::densities::Shares;
 use super::{Density, Draw, Maskable, Method, layer_densities};
@@ -30,7 +30,8 @@ pub enum Pattern {
 
 impl Pattern {
     /// What [`Pattern::from_str`] takes, for messages.
-    pub const WANTED: &'static str = "\"unstructured\", or \"block:RxC\" (blocks of R output x C input channels, 1 to 4096 each, such as block:16x16)";
+    pub const WANTED: &'static str = "\"unstructured\", or \"block:RxC\" (blocks of R output x C input channels, 1 to 4096 \
+                                      each, such as block:16x16)";
 
     /// Its blocks, if it has any.
     pub fn block(self) -> Option<BlockShape> {
@@ -214,8 +215,9 @@ fn form(layer: &Maskable, shares: &Shares, l: usize, pattern: Pattern) -> Form {
 
 const BUDGET: Form = Form::Unstructured(Some(Fallback::Budget));
 
-/// The layer in blocks that is made unstructured for the budget: of those with which it can be met, the smallest; if there
-/// is none, the one that its own blocks move furthest in the direction in which all blocks together miss the budget.
+/// The layer in blocks that is made unstructured for the budget: of those with which it can be met, the smallest; if
+/// there is none, the one that its own blocks move furthest in the direction in which all blocks together miss the
+/// budget.
 fn to_the_budget(shares: &Shares, forms: &[Form], densities: &[f64]) -> Option<usize> {
     let excess = |l: usize| match forms[l] {
         Form::Blocks { block, kept, .. } => {
@@ -240,10 +242,18 @@ fn to_the_budget(shares: &Shares, forms: &[Form], densities: &[f64]) -> Option<u
 
 /// Weights each layer keeps; `None` if that moves an unstructured layer too far, or leaves it nothing.
 fn counts(shares: &Shares, forms: &[Form]) -> Option<Vec<u64>> {
+    let settled = |l: usize| match forms[l] {
+        Form::Blocks { block, kept, .. } => Some((kept * block.weights()) as u64),
+        _ => shares.settled[l],
+    };
+    // With none left to share in it, the rounded budget counts, which may be more than what is shared.
+    if let Some(counts) = (0..forms.len()).map(settled).collect::<Option<Vec<u64>>>() {
+        return (counts.iter().sum::<u64>() == shares.budget).then_some(counts);
+    }
     let mut rest = shares.clone();
-    for (l, form) in forms.iter().enumerate() {
-        if let Form::Blocks { block, kept, .. } = form
-            && !rest.settle(l, (kept * block.weights()) as u64)
+    for l in shares.open() {
+        if let Some(count) = settled(l)
+            && !rest.settle(l, count)
         {
             return None;
         }
