@@ -50,8 +50,8 @@ impl ConvGeom {
     }
 }
 
-/// The blocks of a weight tensor that a mask keeps or prunes as a whole: `r` output channels x `c` input channels at one
-/// kernel tap. A linear layer has one tap.
+/// The blocks of a weight tensor that a mask keeps or prunes as a whole: `r` output channels x `c` input channels at
+/// one kernel tap. A linear layer has one tap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct BlockShape {
     /// Output channels of a block.
@@ -69,16 +69,16 @@ impl BlockShape {
         self.r as usize * self.c as usize
     }
 
-    /// Block rows K / r, block columns C / c and taps of a weight of shape K,C,R,S or out,in; `None` where the channels do
-    /// not divide, or it has no input channels.
+    /// Block rows K / r, block columns C / c and taps of a weight of shape K,C,R,S or out,in; `None` where the channels
+    /// do not divide, or it has no input channels.
     pub fn grid(self, shape: &[usize]) -> Option<[usize; 3]> {
         let ([k, c, taps @ ..], r, w) = (shape, self.r as usize, self.c as usize) else { return None };
         let divides = r > 0 && w > 0 && k % r == 0 && c % w == 0;
         divides.then(|| [k / r, c / w, taps.iter().product()])
     }
 
-    /// The blocks that strictly ascending positions of the flattened weight consist of: indices (block row * block columns +
-    /// block column) * taps + tap, ascending. `None` if they are not whole blocks, each all there.
+    /// The blocks that strictly ascending positions of the flattened weight consist of: indices (block row * block
+    /// columns + block column) * taps + tap, ascending. `None` if they are not whole blocks, each all there.
     pub fn blocks(self, shape: &[usize], kept: &[u32]) -> Option<Vec<u32>> {
         let [rows, cols, taps] = self.grid(shape)?;
         let (size, inputs) = (shape.iter().product::<usize>(), cols * self.c as usize);

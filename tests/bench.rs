@@ -12,7 +12,7 @@ use sparse_engine::backend::{Backend, Spec};
 use sparse_engine::bench::kernels::{self, Case, CheckedConv, Op, Pass};
 use sparse_engine::bench::step::{self, CheckedStep, Config, Dense};
 use sparse_engine::shape::ConvGeom;
-use sparse_engine::sparsity::{Density, Method};
+use sparse_engine::sparsity::{Density, Method, Pattern};
 use std::time::Duration;
 
 fn small(model: &str, batch: usize) -> Config {
@@ -24,6 +24,7 @@ fn small(model: &str, batch: usize) -> Config {
         classes: 5,
         method: Method::Erk,
         density: Density::from_density(0.2).unwrap(),
+        pattern: Pattern::Unstructured,
         batch,
         steps: 2,
         warmup: 2,

@@ -43,7 +43,10 @@ pub(super) fn start_block(i: &StartInfo) -> String {
             match (masked, blocks) {
                 (0, _) => format!("{pattern}, nothing to keep in blocks"),
                 (_, 0) => format!("{pattern} fits no layer: all are unstructured"),
-                _ => format!("{pattern} in {blocks} of {masked} masked layers, {} of the kept weights", share(weights, i.nnz)),
+                _ => format!(
+                    "{pattern} in {blocks} of {masked} masked layers, {} of the kept weights",
+                    share(weights, i.nnz)
+                ),
             },
         );
     }

@@ -236,6 +236,7 @@ impl Report {
         let kept: usize = in_blocks().map(|l| l.nnz).sum();
         let (layers, percent) = (in_blocks().count(), share(kept as u64, self.nnz as u64));
         let mut text = match layers {
+            0 if masked == 0 => format!("\n{}, nothing to keep in blocks\n", self.pattern),
             0 => format!("\n{} fits none of {masked} masked layers: all are unstructured\n", self.pattern),
             _ => format!("\n{} in {layers} of {masked} masked layers, {percent} of the kept weights\n", self.pattern),
         };

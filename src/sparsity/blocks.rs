@@ -1,19 +1,21 @@
 //! Which blocks a layer keeps.
 //!
-//! The set is balanced by construction: counts over block rows differ by at most one, and so do counts over block columns.
-//! Otherwise it is to be uniform over all such sets. A switch takes two kept blocks, lets them exchange their block columns,
-//! gives each a random tap, and stays as it was where one of them would meet a kept block: it is its own inverse with the same
-//! probability, so the chain of switches has the uniform distribution as its stationary one. In the pairing of rows
-//! with columns a switch is a random transposition, and n pairs are well mixed after n ln(n) / 2 of these; the chain here tries
-//! n (8 + 4 log2(n)), and with at most half of all blocks kept (else those pruned are drawn) a quarter or more succeed.
-//! Then rows and columns are relabelled by random permutations and the taps of each pair drawn anew, neither of which changes
-//! the uniform distribution: so every block is kept with probability exactly kept / blocks, however far the chain has come.
+//! The set is balanced by construction: counts over block rows differ by at most one, and so do counts over block
+//! columns. Otherwise it is to be uniform over all such sets. A switch takes two kept blocks, lets them exchange their
+//! block columns, gives each a random tap, and stays as it was where one of them would meet a kept block: it is its own
+//! inverse with the same probability, so the chain of switches has the uniform distribution as its stationary one. In
+//! the pairing of rows with columns a switch is a random transposition, and n pairs are well mixed after n ln(n) / 2 of
+//! these; the chain here tries n (8 + 4 log2(n)), and with at most half of all blocks kept (else those pruned are
+//! drawn) a quarter or more succeed. Then rows and columns are relabelled by random permutations and the taps of each
+//! pair drawn anew, neither of which changes the uniform distribution: so every block is kept with probability exactly
+//! kept / blocks, however far the chain has come.
 
 use crate::rng::Stream;
 use crate::shape::BlockShape;
 
-/// Kept positions of a weight of `shape`, ascending, that consist of `kept` blocks, one or more in each block row and column
-/// if `kept` is at least the number of both. `block` must divide `shape`, and `kept` be at most the number of blocks.
+/// Kept positions of a weight of `shape`, ascending, that consist of `kept` blocks, one or more in each block row and
+/// column if `kept` is at least the number of both. `block` must divide `shape`, and `kept` be at most the number of
+/// blocks.
 pub(super) fn draw(stream: &Stream, shape: &[usize], block: BlockShape, kept: usize) -> Vec<u32> {
     let Some(grid @ [_, cols, taps]) = block.grid(shape) else { return Vec::new() };
     let chosen = choose(&mut Random { stream, next: 0 }, grid, kept);
@@ -51,8 +53,8 @@ fn choose(random: &mut Random, grid: [usize; 3], kept: usize) -> Vec<bool> {
     chosen
 }
 
-/// Block `e` of an order that takes each block once and whose every beginning is balanced over rows and over columns: tap
-/// by tap, and at each along the diagonals.
+/// Block `e` of an order that takes each block once and whose every beginning is balanced over rows and over columns:
+/// tap by tap, and at each along the diagonals.
 fn diagonal([rows, cols, _]: [usize; 3], e: usize) -> [usize; 3] {
     let (mut gcd, mut rest) = (rows, cols);
     while rest > 0 {
@@ -100,8 +102,8 @@ impl Random<'_> {
         self.stream.below(index, n as u64) as usize
     }
 
-    /// One in each `0..n`, from 32 bits each. The bias, up to n * 2^-32, favours some places in the list over others, the same
-    /// for a switch and its inverse.
+    /// One in each `0..n`, from 32 bits each. The bias, up to n * 2^-32, favours some places in the list over others,
+    /// the same for a switch and its inverse.
     fn four(&mut self, n: [usize; 4]) -> [usize; 4] {
         let index = self.next();
         let words = self.stream.block(index);

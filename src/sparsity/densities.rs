@@ -49,7 +49,8 @@ pub(super) struct Shares {
     pub weights: Vec<u64>,
     /// What a layer keeps whatever the others do: its size where the formula makes it dense.
     pub settled: Vec<Option<u64>>,
-    budget: u64,
+    /// Of all layers together, rounded.
+    pub budget: u64,
     whole: u64,
     part: u128,
     unit: u128,

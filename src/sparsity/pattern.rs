@@ -1,13 +1,14 @@
 //! What a layer keeps: single weights or whole blocks; and which layers can keep blocks.
 //!
-//! A layer in blocks keeps the whole number of blocks nearest to the formula's share, at least one in each block row (its R
-//! output channels; candidates: all input channels at all taps) and in each block column (its C input channels). A layer
-//! stays unstructured where its channels do not divide by the block, or where whole blocks would move its density by more
-//! than a tenth. Unstructured layers share what whole blocks leave of the budget, in proportion to the formula's shares and
-//! by largest remainder, so the budget is met exactly. No layer's density moves by more than a tenth for that either (and one
-//! weight: they keep whole ones): while it would, or while no layer is unstructured and the blocks miss the budget, a layer in
-//! blocks is made unstructured too, the one with the smallest share first. With none left in blocks the counts are
-//! those of unstructured masks, so a plan exists wherever unstructured masks do.
+//! A layer in blocks keeps the whole number of blocks nearest to the formula's share, at least one in each block row
+//! (its R output channels; candidates: all input channels at all taps) and in each block column (its C input channels).
+//! A layer stays unstructured where its channels do not divide by the block, or where whole blocks would move its
+//! density by more than a tenth. Unstructured layers share what whole blocks leave of the budget, in proportion to the
+//! formula's shares and by largest remainder, so the budget is met exactly. No layer's density moves by more than a
+//! tenth for that either (but by one weight: they keep whole ones). While it would, or while no layer is unstructured
+//! and the blocks miss the budget, a layer in blocks is made unstructured too: the smallest one with which the budget
+//! is met, or else the one moved furthest by its own blocks in the direction of the miss. With none left in blocks the
+//! counts are those of unstructured masks, so shares exist wherever unstructured ones do.
 
 use super::densities::Shares;
 use super::{Density, Draw, Maskable, Method, layer_densities};
@@ -29,8 +30,8 @@ pub enum Pattern {
 
 impl Pattern {
     /// What [`Pattern::from_str`] takes, for messages.
-    pub const WANTED: &'static str =
-        "\"unstructured\", or \"block:RxC\" (blocks of R output x C input channels, 1 to 4096 each, such as block:16x16)";
+    pub const WANTED: &'static str = "\"unstructured\", or \"block:RxC\" (blocks of R output x C input channels, 1 to 4096 \
+                                      each, such as block:16x16)";
 
     /// Its blocks, if it has any.
     pub fn block(self) -> Option<BlockShape> {
@@ -179,9 +180,8 @@ pub fn layer_shares(
         if let Some(counts) = counts(&shares, &forms) {
             break counts;
         }
-        let in_blocks = (0..layers.len()).filter(|&l| matches!(forms[l], Form::Blocks { .. }));
-        match in_blocks.min_by_key(|&l| shares.weights[l]) {
-            Some(l) => forms[l] = Form::Unstructured(Some(Fallback::Budget)),
+        match to_the_budget(&shares, &forms, &densities) {
+            Some(l) => forms[l] = BUDGET,
             None => {
                 let counts = shares.counts().unwrap_or_default();
                 let l = counts.iter().position(|&count| count == 0).unwrap_or(0);
@@ -202,7 +202,9 @@ fn form(layer: &Maskable, shares: &Shares, l: usize, pattern: Pattern) -> Form {
     if shares.settled[l].is_some() {
         return Form::Dense;
     }
-    let Some([rows, cols, taps]) = block.grid(&layer.shape) else { return Form::Unstructured(Some(Fallback::Channels)) };
+    let Some([rows, cols, taps]) = block.grid(&layer.shape) else {
+        return Form::Unstructured(Some(Fallback::Channels));
+    };
     let (target, weights) = (shares.target(l), block.weights() as u64);
     let kept = target.pieces(weights).max(rows.max(cols) as u64);
     match target.is_near(kept * weights, 0) {
@@ -211,12 +213,47 @@ fn form(layer: &Maskable, shares: &Shares, l: usize, pattern: Pattern) -> Form {
     }
 }
 
+const BUDGET: Form = Form::Unstructured(Some(Fallback::Budget));
+
+/// The layer in blocks that is made unstructured for the budget: of those with which it can be met, the smallest; if
+/// there is none, the one that its own blocks move furthest in the direction in which all blocks together miss the
+/// budget.
+fn to_the_budget(shares: &Shares, forms: &[Form], densities: &[f64]) -> Option<usize> {
+    let excess = |l: usize| match forms[l] {
+        Form::Blocks { block, kept, .. } => {
+            Some((kept * block.weights()) as f64 - densities[l] * shares.sizes[l] as f64)
+        }
+        _ => None,
+    };
+    let mut in_blocks: Vec<usize> = (0..forms.len()).filter(|&l| excess(l).is_some()).collect();
+    in_blocks.sort_by_key(|&l| (shares.weights[l], shares.sizes[l])); // stable: ties stay in layer order
+    let alike = |a: usize, b: usize| shares.sizes[a] == shares.sizes[b] && forms[a] == forms[b];
+    for (i, &l) in in_blocks.iter().enumerate() {
+        let mut trial = forms.to_vec();
+        trial[l] = BUDGET;
+        if (i == 0 || !alike(l, in_blocks[i - 1])) && counts(shares, &trial).is_some() {
+            return Some(l);
+        }
+    }
+    let direction = in_blocks.iter().filter_map(|&l| excess(l)).sum::<f64>().signum();
+    let moved = |l: usize| direction * excess(l).unwrap_or(0.0) / (densities[l] * shares.sizes[l] as f64);
+    in_blocks.into_iter().rev().max_by(|&a, &b| moved(a).total_cmp(&moved(b))) // the last of equals: the smallest, first one
+}
+
 /// Weights each layer keeps; `None` if that moves an unstructured layer too far, or leaves it nothing.
 fn counts(shares: &Shares, forms: &[Form]) -> Option<Vec<u64>> {
+    let settled = |l: usize| match forms[l] {
+        Form::Blocks { block, kept, .. } => Some((kept * block.weights()) as u64),
+        _ => shares.settled[l],
+    };
+    // With none left to share in it, the rounded budget counts, which may be more than what is shared.
+    if let Some(counts) = (0..forms.len()).map(settled).collect::<Option<Vec<u64>>>() {
+        return (counts.iter().sum::<u64>() == shares.budget).then_some(counts);
+    }
     let mut rest = shares.clone();
-    for (l, form) in forms.iter().enumerate() {
-        if let Form::Blocks { block, kept, .. } = form
-            && !rest.settle(l, (kept * block.weights()) as u64)
+    for l in shares.open() {
+        if let Some(count) = settled(l)
+            && !rest.settle(l, count)
         {
             return None;
         }
