@@ -102,19 +102,16 @@ fn check<D: Driver>(case: &Case<D>, logits: &[f64], labels: &[u32], smoothing: f
         loss += lse - (1.0 - smoothing) * z[label as usize] - smoothing * mean;
         size += lse.abs() + z.iter().fold(0.0, |m: f64, z| m.max(z.abs())) + 1.0;
         correct += u64::from(z.iter().position(|z| *z == top) == Some(label as usize));
-        for c in 0..padded(classes) {
-            if c >= classes {
-                grad.push(0.0);
-                bound.push(0.0);
-                continue;
-            }
+        let factor = f64::from(scale.unwrap_or(1.0)) / n as f64;
+        for (c, z) in z.iter().enumerate() {
             let target = smoothing / classes as f64 + if c == label as usize { 1.0 - smoothing } else { 0.0 };
-            let g = ((z[c] - lse).exp() - target) / n as f64 * f64::from(scale.unwrap_or(1.0));
+            let g = ((z - lse).exp() - target) * factor;
             grad.push(g);
             // Double throughout: then two roundings, to f32 and to the type. The argument of exp loses digits by its size.
-            let scaled = f64::from(scale.unwrap_or(1.0)) / n as f64;
-            bound.push(store_error(element, g) + g.abs() * eps(F32) + 1e-13 * scaled * (1.0 + lse.abs()));
+            bound.push(store_error(element, g) + g.abs() * eps(F32) + 1e-13 * factor * (1.0 + lse.abs()));
         }
+        grad.resize(grad.len().next_multiple_of(8), 0.0);
+        bound.resize(grad.len(), 0.0);
     }
     // Double throughout.
     close(&format!("{what}: loss"), &[got.loss_sum], &[loss], &[1e-13 * size]);

@@ -102,10 +102,9 @@ impl<'a, D: Driver> Dst<'a, D> {
                 want[i] += self.old[i];
             }
             if let Some(mask) = &self.mask {
-                let (open, unsure) = mask.value(i / cp, i % cp);
-                if open.abs() <= unsure && unsure > 0.0 && open != 0.0 && got[i] == 0.0 {
-                    want[i] = 0.0; // rounding may close it
-                } else if !(open > 0.0) && !(open.abs() <= unsure && unsure > 0.0 && got[i] != 0.0) {
+                let (open, error) = mask.before_relu(i / cp, i % cp);
+                let passes = if open.abs() < error { got[i] != 0.0 } else { open > 0.0 }; // rounding may open or close it
+                if !passes {
                     (want[i], bound[i]) = (0.0, 0.0);
                 }
             }

@@ -60,17 +60,20 @@ impl<'a, D: Driver> Op<'a, D> {
 
     /// Value and bound of its error in f32.
     pub fn value(&self, row: usize, ch: usize) -> (f64, f64) {
+        let (v, error) = self.before_relu(row, ch);
+        (if self.relu && v < 0.0 { 0.0 } else { v }, error)
+    }
+
+    /// The same without the ReLU: where it is positive, a gradient passes.
+    pub fn before_relu(&self, row: usize, ch: usize) -> (f64, f64) {
         let i = row * self.cp + ch;
         let k = |j: usize| self.coef[j * self.cp + ch];
         let terms: Vec<f64> = match self.kind {
-            Operand::PLAIN => vec![self.a[i]],
+            Operand::PLAIN => return (self.a[i], 0.0),
             Operand::AFFINE => vec![self.a[i] * k(0), k(1)],
             _ => vec![self.a[i] * k(0), self.b[i] * k(1), k(2)],
         };
-        let v: f64 = terms.iter().sum();
-        let error =
-            if self.kind == Operand::PLAIN { 0.0 } else { 1.5 * EPS * terms.iter().map(|t| t.abs()).sum::<f64>() };
-        (if self.relu && v < 0.0 { 0.0 } else { v }, error)
+        (terms.iter().sum(), 1.5 * EPS * terms.iter().map(|t| t.abs()).sum::<f64>())
     }
 
     /// All values and bounds, `[rows][cp]`.
