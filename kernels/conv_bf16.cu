@@ -22,11 +22,11 @@ extern "C" __global__ void __launch_bounds__(256) conv_blocks128_bf16(ConvArgs a
 EXPORT_KERNEL(conv_blocks128_bf16)
 
 // The same, with the dynamic shared memory that conv_patch.cuh says.
-extern "C" __global__ void __launch_bounds__(128, 3) conv_patch16_bf16(ConvArgs a) { conv_patch<bf16, 16>(a); }
+extern "C" __global__ void __launch_bounds__(128, 4) conv_patch16_bf16(ConvArgs a) { conv_patch<bf16, 16>(a); }
 EXPORT_KERNEL(conv_patch16_bf16)
-extern "C" __global__ void __launch_bounds__(128, 3) conv_patch32_bf16(ConvArgs a) { conv_patch<bf16, 32>(a); }
+extern "C" __global__ void __launch_bounds__(128, 4) conv_patch32_bf16(ConvArgs a) { conv_patch<bf16, 32>(a); }
 EXPORT_KERNEL(conv_patch32_bf16)
-extern "C" __global__ void __launch_bounds__(128, 3) conv_patch64_bf16(ConvArgs a) { conv_patch<bf16, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128, 4) conv_patch64_bf16(ConvArgs a) { conv_patch<bf16, 64>(a); }
 EXPORT_KERNEL(conv_patch64_bf16)
 extern "C" __global__ void __launch_bounds__(256) conv_patch128_bf16(ConvArgs a) { conv_patch<bf16, 128>(a); }
 EXPORT_KERNEL(conv_patch128_bf16)

@@ -52,7 +52,13 @@ __device__ __forceinline__ void conv_direct(const ConvArgs& a) {
             }
         }
     }
-    finish_piece<float, 4>(a, tile, row_tile, piece, acc, sums);
+    finish_piece<float, 4>(
+        a, tile, row_tile, piece,
+        [&](int n, float(&v)[8]) {
+#pragma unroll
+            for (int j = 0; j < 8; ++j) v[j] = acc[n][j];
+        },
+        sums);
 }
 
 // One channel of one row.

@@ -94,9 +94,10 @@ __device__ __forceinline__ void forward_epilogue(const ConvArgs& a, const RowTil
     }
 }
 
-template <class T, int G>
+// `row(n, v)` gives the thread's row n: one at a time, because a finish needs many registers of its own.
+template <class T, int G, class Row>
 __device__ __forceinline__ void data_epilogue(const ConvArgs& a, const RowTile& tile, uint32_t row_tile, uint32_t piece,
-                                              float (&v)[G][8], float* sums) {
+                                              Row row, float* sums) {
     const unsigned t = threadIdx.x % 128;
     const uint32_t channel = piece + t % G * 8;
     const bool inside = channel < a.cpd;
@@ -106,7 +107,10 @@ __device__ __forceinline__ void data_epilogue(const ConvArgs& a, const RowTile& 
 #pragma unroll
     for (int n = 0; n < G; ++n) {
         const uint32_t r = t / G + n * (128 / G);
-        if (inside && r < tile.count) finish8<T>(f, s, destination_row(a, tile, r), channel, a.cpd, v[n]);
+        if (!inside || r >= tile.count) continue;
+        float v[8];
+        row(n, v);
+        finish8<T>(f, s, destination_row(a, tile, r), channel, a.cpd, v);
     }
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
@@ -126,46 +130,52 @@ __device__ __forceinline__ void data_epilogue(const ConvArgs& a, const RowTile& 
     }
 }
 
-// The piece of 8 * G channels from `piece` on. All threads of the block call, each 128 of them with `sums` of their own;
-// a barrier must follow before `sums` is used again.
-template <class T, int G>
+// The piece of 8 * G channels from `piece` on; `row(n, v)` gives the thread's row n. All threads of the block call, each
+// 128 of them with `sums` of their own; a barrier must follow before `sums` is used again.
+template <class T, int G, class Row>
 __device__ __forceinline__ void finish_piece(const ConvArgs& a, const RowTile& tile, uint32_t row_tile, uint32_t piece,
-                                             float (&v)[G][8], float* sums) {
+                                             Row row, float* sums) {
     if (a.backward) {
-        data_epilogue<T, G>(a, tile, row_tile, piece, v, sums);
+        data_epilogue<T, G>(a, tile, row_tile, piece, row, sums);
     } else {
+        float v[G][8];
+#pragma unroll
+        for (int n = 0; n < G; ++n) row(n, v[n]);
         forward_epilogue<T, G>(a, tile, row_tile, piece, v, sums);
     }
 }
 
 // The sums of a block of warps that each hold 32 rows x COLUMNS columns as `multiply` leaves them, 4 warps a column group:
-// through shared memory, a piece at a time. `space` has EPILOGUE_BYTES for each column group.
+// through shared memory, STAGE columns at a time, so that no registers hold sums while a piece is finished (where 48 KB are
+// enough for that). `space` has EPILOGUE_BYTES for each column group.
 template <int COLUMNS> constexpr int PIECE = COLUMNS < 32 ? COLUMNS : 32;
-template <int COLUMNS> constexpr int EPILOGUE_BYTES = (128 * (PIECE<COLUMNS> + 4) + SUMS) * 4;
+template <int STAGE> constexpr int EPILOGUE_BYTES = (128 * (STAGE + 4) + SUMS) * 4;
 
-template <class T, int COLUMNS>
+template <class T, int COLUMNS, int STAGE>
 __device__ __forceinline__ void conv_epilogue(const ConvArgs& a, const RowTile& tile, uint32_t row_tile, uint32_t column,
                                               const float (&acc)[2][COLUMNS / 8][4], unsigned char* space) {
-    constexpr int PITCH = PIECE<COLUMNS> + 4, G = PIECE<COLUMNS> / 8;
+    constexpr int PITCH = STAGE + 4, G = PIECE<COLUMNS> / 8;
     const unsigned t = threadIdx.x % 128, lane = t % 32, group = threadIdx.x / 128;
-    float* stage = reinterpret_cast<float*>(space + group * EPILOGUE_BYTES<COLUMNS>);
+    float* stage = reinterpret_cast<float*>(space + group * EPILOGUE_BYTES<STAGE>);
     float* sums = stage + 128 * PITCH;
 #pragma unroll
-    for (int p = 0; p < COLUMNS / PIECE<COLUMNS>; ++p) {
+    for (int from = 0; from < COLUMNS; from += STAGE) {
 #pragma unroll
         for (int m = 0; m < 2; ++m)
 #pragma unroll
-            for (int n = 0; n < G; ++n) {
-                const float(&d)[4] = acc[m][p * G + n];
+            for (int n = 0; n < STAGE / 8; ++n) {
+                const float(&d)[4] = acc[m][from / 8 + n];
                 float* at = stage + (t / 32 * 32 + m * 16 + lane / 4) * PITCH + n * 8 + lane % 4 * 2;
                 *reinterpret_cast<float2*>(at) = {d[0], d[1]};
                 *reinterpret_cast<float2*>(at + 8 * PITCH) = {d[2], d[3]};
             }
         __syncthreads();
-        float v[G][8];
-#pragma unroll
-        for (int n = 0; n < G; ++n) load8(stage + (t / G + n * (128 / G)) * PITCH + t % G * 8, v[n]);
-        finish_piece<T, G>(a, tile, row_tile, column + group * COLUMNS + p * PIECE<COLUMNS>, v, sums);
-        __syncthreads();
+#pragma unroll 1
+        for (int p = 0; p < STAGE; p += PIECE<COLUMNS>) {
+            finish_piece<T, G>(
+                a, tile, row_tile, column + group * COLUMNS + from + p,
+                [&](int n, float(&v)[8]) { load8(stage + (t / G + n * (128 / G)) * PITCH + p + t % G * 8, v); }, sums);
+            __syncthreads();
+        }
     }
 }

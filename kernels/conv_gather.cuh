@@ -20,7 +20,8 @@ template <class T, int BN> struct Gather {
     static constexpr int A = TILE_ROWS / LANES;       // groups of a thread
     static constexpr int B = BN < LANES ? 1 : BN / LANES;
     static constexpr int BUFFER = (TILE_ROWS + BN) * 64; // bytes
-    static constexpr int EPILOGUE = EPILOGUE_BYTES<WARP_COLUMNS> * (BN / WARP_COLUMNS);
+    static constexpr int STAGE = BN == 128 ? 32 : BN; // columns of a warp that the epilogue takes at once
+    static constexpr int EPILOGUE = EPILOGUE_BYTES<STAGE> * (BN / WARP_COLUMNS);
     static constexpr int BYTES = 2 * BUFFER > EPILOGUE ? 2 * BUFFER : EPILOGUE;
 };
 
@@ -191,5 +192,5 @@ template <class T, int BN, bool BLOCKS> __device__ __forceinline__ void conv_gat
         if (step + 1 < steps) store((step + 1) % 2);
         __syncthreads();
     }
-    conv_epilogue<T, Shape::WARP_COLUMNS>(a, tile, row_tile, column, acc, shared);
+    conv_epilogue<T, Shape::WARP_COLUMNS, Shape::STAGE>(a, tile, row_tile, column, acc, shared);
 }

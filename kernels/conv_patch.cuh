@@ -130,5 +130,5 @@ template <class T, int BN> __device__ __forceinline__ void conv_patch(const Conv
         chunk += last_tap;
         __syncthreads();
     }
-    conv_epilogue<T, G::WARP_COLUMNS>(a, tile, row_tile, column, acc, shared);
+    conv_epilogue<T, G::WARP_COLUMNS, G::STAGE>(a, tile, row_tile, column, acc, shared);
 }

@@ -22,11 +22,11 @@ extern "C" __global__ void __launch_bounds__(256) conv_blocks128_tf32(ConvArgs a
 EXPORT_KERNEL(conv_blocks128_tf32)
 
 // The same, with the dynamic shared memory that conv_patch.cuh says.
-extern "C" __global__ void __launch_bounds__(128, 3) conv_patch16_tf32(ConvArgs a) { conv_patch<float, 16>(a); }
+extern "C" __global__ void __launch_bounds__(128, 4) conv_patch16_tf32(ConvArgs a) { conv_patch<float, 16>(a); }
 EXPORT_KERNEL(conv_patch16_tf32)
-extern "C" __global__ void __launch_bounds__(128, 3) conv_patch32_tf32(ConvArgs a) { conv_patch<float, 32>(a); }
+extern "C" __global__ void __launch_bounds__(128, 4) conv_patch32_tf32(ConvArgs a) { conv_patch<float, 32>(a); }
 EXPORT_KERNEL(conv_patch32_tf32)
-extern "C" __global__ void __launch_bounds__(128, 3) conv_patch64_tf32(ConvArgs a) { conv_patch<float, 64>(a); }
+extern "C" __global__ void __launch_bounds__(128, 4) conv_patch64_tf32(ConvArgs a) { conv_patch<float, 64>(a); }
 EXPORT_KERNEL(conv_patch64_tf32)
 extern "C" __global__ void __launch_bounds__(256) conv_patch128_tf32(ConvArgs a) { conv_patch<float, 128>(a); }
 EXPORT_KERNEL(conv_patch128_tf32)

@@ -49,8 +49,8 @@ const BUSY: u64 = 264;
 impl Tile {
     /// Shared memory of a block of [`Kind::Patch`] with that many columns on a plane of that width.
     pub fn patch_bytes(columns: u32, width: u32) -> u32 {
-        let piece = columns.min(32);
-        let epilogue = columns.div_ceil(64) * (128 * (piece + 4) + 512) * 4;
+        let stage = if columns == 128 { 32 } else { columns };
+        let epilogue = columns.div_ceil(64) * (128 * (stage + 4) + 512) * 4;
         epilogue.max((2 * width + 130) * 128 + 64 + columns * 128)
     }
 
