@@ -51,7 +51,7 @@ class Deadline:
     """The end of a stage, counted from its start."""
 
     def __init__(self, seconds, clock=time.monotonic):
-        self._clock, self._end = clock, clock() + seconds
+        self.seconds, self._clock, self._end = seconds, clock, clock() + seconds
 
     def left(self):
         return max(0.0, self._end - self._clock())

@@ -126,7 +126,7 @@ def arguments(argv=None):
         "--earlier", type=pathlib.Path, default=RESULTS, metavar="DIR", help="results to go on with where --out has none"
     )
     p.add_argument("--deadline-s", type=float, default=400, metavar="S", help=f"of the stage; at most {MOST_DEADLINE_S}")
-    p.add_argument("--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="rows whose id it is found in")
+    p.add_argument("--only", type=regex, default=regex(""), metavar="REGEX", help="rows whose id it is found in")
     p.add_argument("--retry", action="store_true", help="run again what failed in an earlier run")
     p.add_argument("--model", action="append", help="repeatable; default: all networks of the stage")
     p.add_argument("--batch", type=int, help="images a step; default: 128, for 224x224 256 (kernels: 64)")
@@ -162,6 +162,13 @@ def arguments(argv=None):
         if not (math.isfinite(value) and 0 < value <= most):
             p.error(f"--{name.replace('_', '-')}: wanted above 0 and at most {most}, got {value}")
     return args
+
+
+def regex(text):
+    try:
+        return re.compile(text)
+    except re.error as e:
+        raise argparse.ArgumentTypeError(f"wanted a regular expression, got {text!r}: {e}") from e
 
 
 if __name__ == "__main__":
