@@ -90,8 +90,8 @@ print("skipped: no compute-sanitizer here", file=sys.stderr)
 print("test result: ok. 12 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.10s")
 """
 
-# `misbehave`: the first of the rules whose words are all among the arguments. "hang" ignores SIGTERM, with a child and a
-# grandchild, each in a session of its own, that do the same.
+# `misbehave`: the first of the rules whose words are all among the arguments. "hang" ignores SIGTERM, with a child and
+# a grandchild, each in a session of its own, that do the same.
 COMMON = """\
 #!/usr/bin/env -S python3 -IS
 import json, os, signal, sys, time

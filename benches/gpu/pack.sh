@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds what run.py takes to a GPU machine without Rust: the stripped binary and stripped test binaries, without paths of
-# this machine. Needs Rust, a C++17 compiler and nvcc (NVCC, CUDA_HOME or PATH; scripts/install_nvcc.sh).
+# Builds what run.py takes to a GPU machine without Rust: the stripped binary and stripped test binaries, without paths
+# of this machine. Needs Rust, a C++17 compiler and nvcc (NVCC, CUDA_HOME or PATH; scripts/install_nvcc.sh).
 #
 #   benches/gpu/pack.sh OUT [TEST...]
 #

@@ -36,9 +36,7 @@ def run(store, deadline, rows, rounds=1, retry=False):
             todo = [
                 r
                 for r in rows
-                if r.group == group
-                and r.id not in known_failures | failed
-                and len(store.row(r.id)["samples"]) < number
+                if r.group == group and r.id not in known_failures | failed and len(store.row(r.id)["samples"]) < number
             ]
             if not todo:
                 continue

@@ -39,7 +39,9 @@ class Travel(unittest.TestCase):
                 if fits:
                     self.assertEqual(sum(binaries.check(engine, [test]).values()), 40_000_000)
                 else:
-                    with self.assertRaisesRegex(binaries.Refused, r"together 40.0 MB, at most 40 MB may be \(engine 20.0"):
+                    with self.assertRaisesRegex(
+                        binaries.Refused, r"together 40.0 MB, at most 40 MB may be \(engine 20.0"
+                    ):
                         binaries.check(engine, [test])
 
     def test_test_binaries_are_the_executables(self):

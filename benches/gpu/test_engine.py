@@ -17,14 +17,18 @@ class Engine(unittest.TestCase):
             "se bench step --device cuda --model resnet20 --batch 128 --method uniform --sparsity 0.9 --precision fp16 "
             "--pattern block:16x16 --steps 200 --warmup 20 --no-dense --no-check --json".split(),
         )
-        dense = engine.step_command("se", engine.Case("dense", 0.0, "tf32"), "vgg19", 2, steps=1, warmup=1, image=8, check=True)
+        dense = engine.step_command(
+            "se", engine.Case("dense", 0.0, "tf32"), "vgg19", 2, steps=1, warmup=1, image=8, check=True
+        )
         self.assertEqual(
             dense,
             "se bench step --device cuda --model vgg19 --batch 2 --method dense --precision tf32 --image-size 8 "
             "--steps 1 --warmup 1 --no-dense --json".split(),
         )
         kernels = engine.kernels_command("se", CASE, "resnet50", 64, ("conv_fwd", "bn"), 50)
-        self.assertIn("--op conv_fwd,bn --density 0.1 --precision fp16 --pattern block:16x16 --time 50", " ".join(kernels))
+        self.assertIn(
+            "--op conv_fwd,bn --density 0.1 --precision fp16 --pattern block:16x16 --time 50", " ".join(kernels)
+        )
 
     def test_cases(self):
         found = engine.cases()

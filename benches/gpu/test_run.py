@@ -209,7 +209,9 @@ class Runs(unittest.TestCase):
     def test_no_gpu_and_wrong_usage(self):
         self.lab.behave(no_gpu=True)
         done = self.lab.run("selftest")
-        self.assertEqual((done.returncode, done.stderr), (69, "run: no GPU here: nvidia-smi says: NVIDIA-SMI has failed\n"))
+        self.assertEqual(
+            (done.returncode, done.stderr), (69, "run: no GPU here: nvidia-smi says: NVIDIA-SMI has failed\n")
+        )
         self.lab.behave()
         for more, said in (
             (["kernels", "--only", "nothing has this"], "no row of kernels has that in its id"),

@@ -1,13 +1,11 @@
 """PyTorch's steps, on the CPU at a tiny size. Skipped where torch is not installed."""
 
 import importlib.util
-import io
-import json
-import subprocess
 import sys
 import unittest
 import unittest.mock
 
+import children
 import worker
 from variants import VARIANTS
 
@@ -74,7 +72,9 @@ class Steps(unittest.TestCase):
 
     def test_an_error_is_an_answer_and_the_next_question_works(self):
         self.assertIn("wanted resnetN", self.ask("amp-bf16", model="resnet21")["error"])
-        with unittest.mock.patch.object(torch_peer, "timed", side_effect=torch.OutOfMemoryError("CUDA out of memory. X")):
+        with unittest.mock.patch.object(
+            torch_peer, "timed", side_effect=torch.OutOfMemoryError("CUDA out of memory. X")
+        ):
             answer = self.ask("amp-bf16", keep=True)
         self.assertEqual(answer, {"error": "CUDA out of memory. X", "oom": True, "others": 0})
         self.assertIn("loss", self.ask("eager-f32"))
@@ -103,11 +103,13 @@ class Steps(unittest.TestCase):
                 self.assertEqual(got, counts)
 
     def test_as_a_process(self):
-        question = json.dumps({**QUESTION, "variant": "eager-f32"}) + "\n"
-        command = [sys.executable, str(worker.SCRIPT), "--device", "cpu"]
-        done = subprocess.run(command, input=question, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"})
-        answer = json.loads(io.StringIO(done.stdout).readline())
+        peer = worker.for_torch(sys.executable, "cpu")
+        self.addCleanup(peer.stop)
+        answer = peer.ask({**QUESTION, "variant": "eager-f32"}, 300)
         self.assertEqual(answer["torch"]["torch"], torch.__version__)
+        self.assertGreater(answer["wall_s"], 0)
+        with self.assertRaisesRegex(children.Failed, "wanted resnetN"):
+            peer.ask({**QUESTION, "variant": "eager-f32", "model": "resnet21"}, 300)
 
 
 if __name__ == "__main__":
