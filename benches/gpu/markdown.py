@@ -198,7 +198,7 @@ def _split(model):
     return [
         "What the lead over PyTorch eager in TF32 is made of: precision (eager in TF32 to eager in this one, with "
         "AMP and channels_last), launches (eager to CUDA graph), fusion (PyTorch's graph to this engine dense: "
-        "kernels, fusion, fewer bytes), sparsity (this engine dense to sparse). The factors multiply to the last column.",
+        "kernels, fusion, fewer bytes), sparsity (this engine dense to sparse). They multiply to the last column.",
         table(["", "precision", "launches", "fusion", "sparsity", "all"], lines),
     ]
 

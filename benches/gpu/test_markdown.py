@@ -111,8 +111,8 @@ class Markdown(unittest.TestCase):
             "| PyTorch eager, TF32 | 128 | 12.0 | 11.0 | 13.0 | 3 | 10,667 | - |  |",
             "| PyTorch compiled, AMP fp16 |  |  |  |  |  |  |  | failed: exit code 1: no compiler |",
             "| this engine, uniform 90 %, block:16x16, fp16 |  |  |  |  |  |  |  | not run: deadline |",
-            "| speed of / over | eager, TF32 | eager, AMP fp16 | CUDA graph, AMP fp16 | eager, AMP fp16, masks multiplied "
-            "| our dense |",
+            "| speed of / over | eager, TF32 | eager, AMP fp16 | CUDA graph, AMP fp16 | eager, AMP fp16, masks "
+            "multiplied | our dense |",
             "| dense, fp16 | 6.00 (5.50-6.50) | 3.00 (3.00-3.00) | **0.75 (0.75-0.75)** | **0.05 (0.05-0.05)** | - |",
             "| uniform 90 %, fp16 | 2.00 | 4.00 | **0.75** | 2.00 | 12.00 |",
         ):
