@@ -38,7 +38,9 @@ def check(engine, tests=()):
             raise Refused(f"{path}: cannot be read ({e.strerror})") from e
         if found := BUILD_PATH.search(content):
             at = found[0].decode(errors="replace")[:100]
-            raise Refused(f"{path.name}: holds a path of the machine that built it, {at}; benches/gpu/pack.sh maps them")
+            raise Refused(
+                f"{path.name}: holds a path of the machine that built it, {at}; benches/gpu/pack.sh maps them"
+            )
         sizes[path.name] = len(content)
     if sum(sizes.values()) > MOST_BYTES:
         each = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in sizes.items())

@@ -45,7 +45,9 @@ def _passed(done, wanted=""):
     text = done.out + done.err
     if done.code != 0:
         raise children.Failed(f"exit code {done.code}: {_telling(text) or done.last_line()}", output=_tail(text))
-    counts = [tuple(map(int, found)) for found in re.findall(r"test result: ok\. (\d+) passed; \d+ failed; (\d+) ign", text)]
+    counts = [
+        tuple(map(int, found)) for found in re.findall(r"test result: ok\. (\d+) passed; \d+ failed; (\d+) ign", text)
+    ]
     if wanted and not counts:
         raise children.Failed(f"exit code 0, but it says no {wanted!r}", output=_tail(text))
     skipped = sorted({line.strip() for line in text.splitlines() if line.strip().startswith("skipped:")})
@@ -91,7 +93,9 @@ def sanitized(tool, command, limit_s):
     text = done.out + done.err
     summary = re.search(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)", text)
     if summary and int(summary[1]):
-        first = re.search(r"^=+ *((?:Invalid|Uninitialized|Race|Error|Warning|Barrier|Program hit|Misaligned).*)$", text, re.M)
+        first = re.search(
+            r"^=+ *((?:Invalid|Uninitialized|Race|Error|Warning|Barrier|Program hit|Misaligned).*)$", text, re.M
+        )
         raise children.Failed(f"{summary[0]}s; first: {first[1] if first else 'not told'}", output=_tail(text))
     if done.code != 0:
         raise children.Failed(f"exit code {done.code}: {done.last_line()}", output=_tail(text))

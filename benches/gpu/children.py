@@ -51,7 +51,7 @@ class Deadline:
     """The end of a stage, counted from its start."""
 
     def __init__(self, seconds, clock=time.monotonic):
-        self._clock, self._end = clock, clock() + seconds
+        self.seconds, self._clock, self._end = seconds, clock, clock() + seconds
 
     def left(self):
         return max(0.0, self._end - self._clock())
@@ -95,7 +95,13 @@ def run(argv, limit_s, env=None, cwd=None):
 def kill(child):
     """Ends a child with all its descendants, and every orphan that no running child owns."""
     _running.pop(child.pid, None)
-    _kill_until_gone(lambda: _descendants(child.pid) | ({child.pid} if child.poll() is None else set()) | _orphans())
+
+    def left():
+        child.poll()
+        tree = _tree()
+        return _below(child.pid, tree) | (set(tree.get(os.getpid(), ())) - _running.keys())
+
+    _kill_until_gone(left)
 
 
 def kill_all():
@@ -106,14 +112,15 @@ def kill_all():
     def left():
         for child in children:
             child.poll()
-        return _descendants(os.getpid())
+        return _below(os.getpid(), _tree())
 
     _kill_until_gone(left)
 
 
-def _kill_until_gone(victims):
+def _kill_until_gone(left):
+    """`left`: the processes to be killed that are there still."""
     end = time.monotonic() + PATIENCE_S
-    while found := victims():
+    while found := left():
         for pid in found:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, signal.SIGKILL)
@@ -122,43 +129,32 @@ def _kill_until_gone(victims):
         time.sleep(0.01)
 
 
-def _orphans():
-    """Children of this process that it did not start, the dead ones reaped."""
-    return {pid for pid in _tree().get(os.getpid(), ()) if pid not in _running and not _reaped(pid)}
-
-
-def _descendants(pid):
-    """All processes below `pid`, the dead ones left out."""
-    tree, found, open_ = _tree(), set(), [pid]
+def _below(pid, tree):
+    found, open_ = set(), [pid]
     while open_:
-        for child in tree.get(open_.pop(), ()):
-            if child not in found and not (pid == os.getpid() and child not in _running and _reaped(child)):
-                found.add(child)
-                open_.append(child)
+        more = set(tree.get(open_.pop(), ())) - found
+        found |= more
+        open_ += more
     return found
 
 
-def _reaped(pid):
-    """Whether `pid` was a dead child of this process and is now gone."""
-    try:
-        return os.waitpid(pid, os.WNOHANG)[0] == pid
-    except ChildProcessError:
-        return False  # no child of ours
-
-
 def _tree():
-    """Parent -> children, of all processes that are not dead; dead ones only where the parent is this process."""
+    """Parent -> children, of all processes that are not dead. Dead orphans are reaped."""
     tree = {}
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
         try:
-            with open(f"/proc/{name}/stat", encoding="ascii", errors="replace") as f:
-                state, parent = f.read().rpartition(")")[2].split()[:2]
+            with open(f"/proc/{name}/stat", "rb") as f:
+                state, parent = f.read().rpartition(b")")[2].split()[:2]
         except OSError:
             continue  # ended meanwhile
-        if state not in "ZX" or int(parent) == os.getpid():
-            tree.setdefault(int(parent), []).append(int(name))
+        pid, parent = int(name), int(parent)
+        if state not in b"ZX":
+            tree.setdefault(parent, []).append(pid)
+        elif parent == os.getpid() and pid not in _running:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
     return tree
 
 

@@ -23,7 +23,9 @@ class Case:
 
     def name(self):
         """Part of a row's id."""
-        parts = [self.method] + ([f"{self.sparsity:g}"] if self.sparsity else []) + ([self.pattern] if self.pattern else [])
+        parts = (
+            [self.method] + ([f"{self.sparsity:g}"] if self.sparsity else []) + ([self.pattern] if self.pattern else [])
+        )
         return " ".join([*parts, self.precision])
 
     def title(self):
@@ -130,7 +132,9 @@ def _repeats(answer, asked, required=False):
     """The answer must repeat what was asked; keys that it does not have count where they are required."""
     for key, want in asked.items():
         got = answer.get(key)
-        same = abs(got - want) < 1e-6 if isinstance(got, (int, float)) and isinstance(want, (int, float)) else got == want
+        same = (
+            abs(got - want) < 1e-6 if isinstance(got, (int, float)) and isinstance(want, (int, float)) else got == want
+        )
         if not same and (required or got is not None):
             raise children.Failed(f"answered for {key} {got!r}, asked for {want!r}")
 

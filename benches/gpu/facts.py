@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import importlib.metadata
 import platform
 import re
 import shutil
@@ -48,7 +47,9 @@ def engine(binary):
     done = children.run([str(binary), "--version"], LIMIT_S)
     line = done.out.strip().splitlines()[0] if done.out.strip() else ""
     if done.code != 0 or not line:
-        raise children.Failed(f"{binary} --version: exit code {done.code}; wanted this engine's binary")
+        raise children.Failed(
+            f"{binary} --version: exit code {done.code}, {done.last_line()}; wanted this engine's binary"
+        )
     commit = re.search(r"\(([0-9a-f]{7,40})\b", line)
     with open(binary, "rb") as f:
         digest = hashlib.file_digest(f, "sha256").hexdigest()
@@ -130,6 +131,8 @@ def _first(argv, pattern):
 
 
 def _package(name):
+    import importlib.metadata  # late: most of the time that the runner takes to start
+
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

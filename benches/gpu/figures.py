@@ -1,4 +1,4 @@
-"""From the rows of a peers stage to figures: medians, ratios, and what a lead is made of. Nothing here runs anything."""
+"""From the rows of a peers stage to figures: medians, ratios, what a lead is made of. No program runs here."""
 
 import dataclasses
 import statistics
@@ -29,7 +29,7 @@ class Figure:
 
 @dataclasses.dataclass
 class Ratio:
-    """How many times as fast one is as another, images a second: of the medians, and the range over common rounds."""
+    """How many times as fast one is as another: images a second, of the medians; its range over common rounds."""
 
     value: float
     low: float
@@ -94,7 +94,9 @@ class Model:
             self.ours.get(case),
         ]
         factors = [faster(after, before) for before, after in zip(steps, steps[1:])]
-        return dict(zip(("precision", "launches", "fusion", "sparsity"), factors)) | {"all": faster(steps[-1], steps[0])}
+        return dict(zip(("precision", "launches", "fusion", "sparsity"), factors)) | {
+            "all": faster(steps[-1], steps[0])
+        }
 
 
 def by_model(rows):

@@ -1,4 +1,4 @@
-"""What the first version is to reach on an H100, and whether it does. A goal that was not measured counts as nothing."""
+"""What the first version is to reach on an H100, and whether it does. What was not measured is not met."""
 
 import dataclasses
 import typing
@@ -20,8 +20,16 @@ class Goal:
 
 
 GOALS = (
-    Goal("resnet20", UNIFORM, "90 %: 3x PyTorch eager", 3, lambda m: m.fastest(lambda v: not (v.graphed or v.compiled))),
-    Goal("resnet20", UNIFORM, "90 %: 1x CUDA-graphed PyTorch", 1, lambda m: m.fastest(lambda v: v.graphed and not v.compiled)),
+    Goal(
+        "resnet20", UNIFORM, "90 %: 3x PyTorch eager", 3, lambda m: m.fastest(lambda v: not (v.graphed or v.compiled))
+    ),
+    Goal(
+        "resnet20",
+        UNIFORM,
+        "90 %: 1x CUDA-graphed PyTorch",
+        1,
+        lambda m: m.fastest(lambda v: v.graphed and not v.compiled),
+    ),
     Goal("resnet50", UNIFORM, "90 %: 1x PyTorch's best dense", 1, lambda m: m.fastest(lambda v: True)),
     Goal("vgg19", BLOCKS, f"90 % {engine.BLOCK}: 1x our own dense", 1, lambda m: m.our_dense("fp16")),
     Goal("wrn50-2", BLOCKS, f"90 % {engine.BLOCK}: 1x our own dense", 1, lambda m: m.our_dense("fp16")),

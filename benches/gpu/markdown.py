@@ -17,12 +17,13 @@ import variants
 from reused import ms
 
 METHOD = """\
-A step is zero_grad, forward, cross-entropy, backward and SGD with Nesterov momentum and weight decay. All take turns, one
-sample each a round, in processes that share the device with no other work. PyTorch trains on one batch of random images
-that is already on the device, and is timed by CUDA events around blocks of several steps after a warm-up, with cuDNN
-choosing its algorithms by measuring and SGD `fused`; f32 and TF32 in PyTorch's default layout, AMP in channels_last, fp16
-with a GradScaler. This engine is timed by its own `bench step`, a process a sample. Milliseconds: median, minimum and
-maximum over the rounds of each sample's median step."""
+A step is zero_grad, forward, cross-entropy, backward and SGD with Nesterov momentum and weight decay. All take turns,
+one sample each a round, in processes that share the device with no other work. PyTorch trains on one batch of random
+images that is already on the device, and is timed by CUDA events around blocks of several steps after a warm-up, with
+cuDNN choosing its algorithms by measuring and SGD `fused`; f32 and TF32 in PyTorch's default layout, AMP in
+channels_last, fp16 with a GradScaler. This engine is timed by its own `bench step`, a process a sample. Milliseconds:
+median, minimum and maximum over the rounds of each sample's median step."""
+MEMORY = "Memory: of PyTorch, what its tensors took at most; of this engine, all that its backend holds."
 
 
 def render(data):
@@ -74,7 +75,9 @@ def _selftest(rows):
     for r in rows:
         s = r["samples"][-1] if r["samples"] else {}
         skipped = "; ".join(s.get("skipped", []))
-        lines.append([r["title"], _status(r), s.get("passed") or "", s.get("ignored") or "", skipped, s.get("wall_s", "")])
+        lines.append(
+            [r["title"], _status(r), s.get("passed") or "", s.get("ignored") or "", skipped, s.get("wall_s", "")]
+        )
     return [_summary(rows), table(["", "status", "passed", "ignored", "left out", "s"], lines, 2)]
 
 
@@ -105,7 +108,13 @@ def _kernels(rows):
             head += [f"{name} ms", f"speed / {name}"]
         lines, slower = [], 0
         for each in results:
-            line = [each.get("op"), _shape(each), each.get("layers", ""), ms(each["ms_median"]), _ms(each.get("ms_min"))]
+            line = [
+                each.get("op"),
+                _shape(each),
+                each.get("layers", ""),
+                ms(each["ms_median"]),
+                _ms(each.get("ms_min")),
+            ]
             for k in rivals:
                 rival = each.get(k)
                 line += [_ms(rival), f"{rival / each['ms_median']:.2f}" if rival else "-"]
@@ -143,15 +152,15 @@ def _times(model):
             continue
         memory = row["samples"][-1].get("memory_bytes")
         checked = row.get("kind") == "engine" and any(s.get("checked") for s in row["samples"])
-        note = "; ".join(n for n in ("checked first" if checked else "", "" if row["status"] == "done" else _why(row)) if n)
+        note = "; ".join(
+            n for n in ("checked first" if checked else "", "" if row["status"] == "done" else _why(row)) if n
+        )
         lines.append(
             [row["title"], f.batch, ms(f.median_ms), ms(f.min_ms), ms(f.max_ms), f.n, f"{f.images_per_s:,.0f}"]
             + [f"{memory / 1e6:,.0f}" if memory else "-", note]
         )
     head = ["", "batch", "step ms", "min", "max", "n", "images/s", "memory MB", ""]
-    return (
-        table(head, lines) + "\n\nMemory: of PyTorch, what its tensors took at most; of this engine, all that its backend holds."
-    )
+    return f"{table(head, lines)}\n\n{MEMORY}"
 
 
 def _ratios(model):
@@ -169,8 +178,8 @@ def _ratios(model):
         all_ += sum(r is not None for r in [*ratios, own])
         lines.append([f.row["title"].removeprefix("this engine, "), *map(_ratio, ratios), _ratio(own)])
     return [
-        "Images a second of this engine (rows) over a rival's (columns); in brackets the range over the rounds. Below 1 this "
-        "engine is the slower one, in bold.",
+        "Images a second of this engine (rows) over a rival's (columns); in brackets the range over the rounds. Below "
+        "1 this engine is the slower one, in bold.",
         table(head, lines),
         f"Slower than the rival: {losses} of {all_}.",
     ]
@@ -181,13 +190,15 @@ def _split(model):
     for case, f in model.sparse().items():
         factors = model.split(case)
         if any(factors.values()):
-            lines.append([f.row["title"].removeprefix("this engine, "), *(_ratio(r, spread=False) for r in factors.values())])
+            lines.append(
+                [f.row["title"].removeprefix("this engine, "), *(_ratio(r, spread=False) for r in factors.values())]
+            )
     if not lines:
         return []
     return [
-        "What the lead over PyTorch eager in TF32 is made of: precision (eager in TF32 to eager in this one, with AMP and "
-        "channels_last), launches (eager to CUDA graph), fusion (PyTorch's graph to this engine dense: kernels, fusion, "
-        "fewer bytes), sparsity (this engine dense to sparse). The factors multiply to the last column.",
+        "What the lead over PyTorch eager in TF32 is made of: precision (eager in TF32 to eager in this one, with "
+        "AMP and channels_last), launches (eager to CUDA graph), fusion (PyTorch's graph to this engine dense: "
+        "kernels, fusion, fewer bytes), sparsity (this engine dense to sparse). They multiply to the last column.",
         table(["", "precision", "launches", "fusion", "sparsity", "all"], lines),
     ]
 

@@ -45,18 +45,14 @@ class Bench:
             found += interleave(quick, ours) + slow
         return found
 
-    def stop(self):
-        for each in self._workers.values():
-            each.stop()
-
     def _engine_row(self, case, model, batch):
         def run(limit_s, samples):
             options = dict(engine.LARGE if is_large(model) else engine.SMALL, check=self.options.check and not samples)
-            return fitting(
-                samples,
-                batch,
-                lambda b: self._same_network(model, engine.step(self.binary, case, model, b, limit_s, **options)),
+            self._enter(model)
+            sample = fitting(
+                samples, batch, limit_s, lambda b, left: engine.step(self.binary, case, model, b, left, **options)
             )
+            return self._same_network(model, sample)
 
         asked = {"kind": "engine", "model": model, "batch": batch, **dataclasses.asdict(case)}
         limit = CHECK_LIMIT_S if self.options.check else ENGINE_LIMIT_S
@@ -68,8 +64,10 @@ class Bench:
         def run(limit_s, samples):
             if variant.compiled and model in self._too_slow:
                 raise children.Failed(self._too_slow[model])
+            self._enter(model)
             try:
-                return fitting(samples, batch, lambda b: self._ask(name, model, b, limit_s))
+                sample = fitting(samples, batch, limit_s, lambda b, left: self._ask(name, model, b, left))
+                return self._same_network(model, sample)
             except children.TimedOut:
                 if variant.compiled and limit_s >= self.options.compile_s:
                     # The other compiled row would only spend as much time again.
@@ -82,27 +80,31 @@ class Bench:
         limit = self.options.compile_s if variant.compiled else TORCH_LIMIT_S
         return Row(f"{model} b{batch} torch {name}", model, variant.title, asked, run, limit)
 
+    def _enter(self, model):
+        """Ends what another network left on the device."""
+        for where in [w for w in self._workers if w.startswith("compile") and w != f"compile {model}"]:
+            self._workers.pop(where).stop()
+
     def _ask(self, name, model, batch, limit_s):
         # torch.compile has a process of its own for each network: a hang or crash of it must not take the others along.
         where = f"compile {model}" if VARIANTS[name].compiled else "torch"
         if where not in self._workers:
-            for other in [w for w in self._workers if w.startswith("compile") and w != where]:
-                self._workers.pop(other).stop()
             self._workers[where] = worker.for_torch(self.options.python, self.options.device)
         method, sparsity = MASKED
         question = {"model": model, "variant": name, "batch": batch, "seconds": self.options.seconds}
         question |= {"method": method, "sparsity": sparsity, "keep": not is_large(model)}
+        deadline = children.Deadline(limit_s)
         try:
             answer = self._workers[where].ask(question, limit_s)
         except children.OutOfMemory as e:
             if not e.more["others"]:
                 raise
-            answer = self._workers[where].ask(question, limit_s)  # the process is new, and alone on the device
+            answer = self._workers[where].ask(question, deadline.left())  # a new process, alone on the device
         for key in ("variant", "model", "batch"):
             if answer.get(key) != question[key]:
                 raise children.Failed(f"answered for {key} {answer.get(key)!r}, asked for {question[key]!r}")
         self._note(answer.pop("torch", {}))
-        return self._same_network(model, {**answer, "said": f"{ms(answer['step_ms_median'])} ms"})
+        return {**answer, "said": f"{ms(answer['step_ms_median'])} ms"}
 
     def _same_network(self, model, sample):
         """All must train a network with as many weights that masks act on."""
@@ -113,13 +115,15 @@ class Bench:
         return sample
 
 
-def fitting(samples, batch, measure):
-    """At the batch asked for, or at the first half of it that fits the device; later rounds at the same."""
+def fitting(samples, batch, limit_s, measure):
+    """At the batch asked for, or at the first half of it that fits the device; later rounds at the same. All tries
+    together take `limit_s`; `measure` is told what is left of it."""
+    deadline = children.Deadline(limit_s)
     fixed = samples[-1]["batch"] if samples else None
     batch = fixed or batch
     while True:
         try:
-            return measure(batch)
+            return measure(batch, deadline.left())
         except children.OutOfMemory:
             if fixed or batch // 2 < SMALLEST_BATCH:
                 raise

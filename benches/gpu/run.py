@@ -73,7 +73,7 @@ def main():
         sys.exit(2)
     code, how = 1, "failed"
     try:
-        results.begin(shlex.join(["python3", *sys.argv]), rows)
+        results.begin(shlex.join(["python3", *sys.argv]), rows, args.rounds)
         schedule.say(f"{args.stage}, {head['key']['device']}: {results.path}")
         complete = schedule.run(results, deadline, rows, args.rounds, args.retry)
         failed = any(results.row(r.id)["status"] == "failed" for r in rows)
@@ -123,10 +123,10 @@ def arguments(argv=None):
     p.add_argument("--tests", type=pathlib.Path, metavar="DIR", help="test binaries, stripped: for selftest")
     p.add_argument("--out", type=pathlib.Path, default=RESULTS, metavar="DIR", help="where the results are written")
     p.add_argument(
-        "--earlier", type=pathlib.Path, default=RESULTS, metavar="DIR", help="results to go on with where --out has none"
+        "--earlier", type=pathlib.Path, default=RESULTS, metavar="DIR", help="results to go on with, if --out has none"
     )
-    p.add_argument("--deadline-s", type=float, default=400, metavar="S", help=f"of the stage; at most {MOST_DEADLINE_S}")
-    p.add_argument("--only", type=re.compile, default=re.compile(""), metavar="REGEX", help="rows whose id it is found in")
+    p.add_argument("--deadline-s", type=float, default=400, metavar="S", help=f"at most {MOST_DEADLINE_S}")
+    p.add_argument("--only", type=regex, default=regex(""), metavar="REGEX", help="only rows whose id matches")
     p.add_argument("--retry", action="store_true", help="run again what failed in an earlier run")
     p.add_argument("--model", action="append", help="repeatable; default: all networks of the stage")
     p.add_argument("--batch", type=int, help="images a step; default: 128, for 224x224 256 (kernels: 64)")
@@ -150,7 +150,7 @@ def arguments(argv=None):
             names.default_batch(model)
         except ValueError as e:
             p.error(f"--{e}")
-        if args.stage == "peers-224" and not peers.is_large(model) or args.stage == "peers-small" and peers.is_large(model):
+        if args.stage in peers.BATCHES and peers.is_large(model) != (args.stage == "peers-224"):
             p.error(f"--model: {model} is not a network for the images of {args.stage}")
     if not args.stage.startswith("peers"):
         args.rounds = 1
@@ -162,6 +162,13 @@ def arguments(argv=None):
         if not (math.isfinite(value) and 0 < value <= most):
             p.error(f"--{name.replace('_', '-')}: wanted above 0 and at most {most}, got {value}")
     return args
+
+
+def regex(text):
+    try:
+        return re.compile(text)
+    except re.error as e:
+        raise argparse.ArgumentTypeError(f"wanted a regular expression, got {text!r}: {e}") from e
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import typing
 
 import children
 
-CLOSING_S = 5  # kept back for killing, writing and ending
-LEAST_S = 3  # with less than this no row is started
+CLOSING_S = 5  # at most so much is kept back for killing, writing and ending
+LEAST_S = 3  # with less than this, or with less than its last sample took, no row is started
 
 
 @dataclasses.dataclass
@@ -36,13 +36,11 @@ def run(store, deadline, rows, rounds=1, retry=False):
             todo = [
                 r
                 for r in rows
-                if r.group == group
-                and r.id not in known_failures | failed
-                and len(store.row(r.id)["samples"]) < number
+                if r.group == group and r.id not in known_failures | failed and len(store.row(r.id)["samples"]) < number
             ]
             if not todo:
                 continue
-            if deadline.left() > CLOSING_S + LEAST_S:
+            if deadline.left() > _reserve(deadline):
                 store.state(group=group, round=number)
             for row in todo:
                 if not _sample(store, deadline, row, number, rounds, failed):
@@ -52,9 +50,9 @@ def run(store, deadline, rows, rounds=1, retry=False):
 
 def _sample(store, deadline, row, number, rounds, failed):
     """Takes one sample. False if there was no time for it."""
-    left = deadline.left() - CLOSING_S
+    left = deadline.left() - _reserve(deadline)
     samples = store.row(row.id)["samples"]
-    if left < max(LEAST_S, 1.2 * min((s["wall_s"] for s in samples), default=0)):
+    if left < max(min(LEAST_S, deadline.seconds / 20), 1.2 * min((s["wall_s"] for s in samples), default=0)):
         store.cut(row.id)
         return False
     try:
@@ -75,6 +73,10 @@ def _sample(store, deadline, row, number, rounds, failed):
     failed.add(row.id)
     say(f"  {row.title}: {store.row(row.id)['why']}")
     return True
+
+
+def _reserve(deadline):
+    return min(CLOSING_S, deadline.seconds / 20)
 
 
 def say(line):

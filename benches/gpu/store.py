@@ -47,8 +47,8 @@ class Store:
         data = {"schema": SCHEMA, "stage": stage, **head, "runs": [], "states": [], "rows": []}
         return cls(path, data, render)
 
-    def begin(self, command, rows):
-        """A new run; rows that no earlier run had are added as not run."""
+    def begin(self, command, rows, rounds):
+        """A new run; rows that no earlier run had are added as not run, those with fewer samples are not done."""
         now = datetime.datetime.now().isoformat(timespec="seconds")
         self.data["runs"].append({"started": now, "command": command, "ended": "killed"})
         for row in rows:
@@ -57,6 +57,8 @@ class Store:
                 known = {"id": row.id, "status": "not run", "why": "not reached", "samples": []}
                 self.data["rows"].append(known)
                 self._rows[row.id] = known
+            if known["status"] == "done" and len(known["samples"]) < rounds:
+                known.update(status="partial", why="not reached")
             known.update(group=row.group, title=row.title, **row.asked)
         self.save()
 

@@ -5,10 +5,10 @@ A question: model, variant (variants.py), batch; and seconds to time, method and
 the network's own), keep (whether the network may stay on the device for the next question). An answer: milliseconds a
 step, or `error`, with `oom` if it was memory.
 
-A step is zero_grad, forward, cross-entropy, backward, SGD with Nesterov momentum 0.9 and weight decay 5e-4 (`fused`, the
-fastest of PyTorch's), on one batch of random images that is already on the device. cuDNN chooses its algorithms by
-measuring (`cudnn.benchmark`). After a warm-up, blocks of several steps are timed between two CUDA events each; the figures
-are a block's time over its steps.
+A step is zero_grad, forward, cross-entropy, backward, SGD with Nesterov momentum 0.9 and weight decay 5e-4 (`fused`,
+the fastest of PyTorch's), on one batch of random images that is already on the device. cuDNN chooses its algorithms by
+measuring (`cudnn.benchmark`). After a warm-up, blocks of several steps are timed between two CUDA events each; the
+figures are a block's time over its steps.
 """
 
 import argparse
@@ -99,7 +99,7 @@ class Network:
 
     def __init__(self, q, device):
         self._variant, self._device = VARIANTS[q["variant"]], device
-        self._graph = self._loss = self.memory_bytes = None
+        self._graph = self._graph_loss = self._loss = self.memory_bytes = None
         release(device)
         on_gpu = device.type == "cuda"
         before = torch.cuda.memory_allocated() if on_gpu else 0
@@ -148,13 +148,14 @@ class Network:
         if self._graph is None:
             self._capture()
         self._graph.replay()
+        self._loss = self._graph_loss
 
     def loss(self):
         return self._loss.item()
 
     def shrink(self):
         """Lets go of the graph and its memory, and of gradients; what was compiled stays."""
-        self._graph = self._loss = None
+        self._graph = self._graph_loss = self._loss = None
         self._sgd.zero_grad()
 
     def _forward(self, x, y):
@@ -172,9 +173,9 @@ class Network:
         torch.cuda.current_stream().wait_stream(side)
         self._sgd.zero_grad()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph):
             self.step()
-        self._graph = graph
+        self._graph, self._graph_loss = graph, self._loss
 
 
 def timed(step, device, seconds):

@@ -1,5 +1,5 @@
-"""The other end of torch_peer.py: a process that stays, since importing PyTorch, and compiling more so, takes longer than
-what is to be timed."""
+"""The other end of torch_peer.py: a process that stays, since importing PyTorch, and compiling more so, takes longer
+than what is to be timed."""
 
 import json
 import os
@@ -22,8 +22,8 @@ class Worker:
         self._child = self._said = None
 
     def ask(self, question, limit_s):
-        """One answer. Raises OutOfMemory, TimedOut or Failed; then the process is gone, since an error may have left the
-        device, or a capture, in a state that spoils what comes next."""
+        """One answer. Raises OutOfMemory, TimedOut or Failed; then the process is gone, since an error may have left
+        the device, or a capture, in a state that spoils what comes next."""
         began = time.monotonic()
         if self._child is None:
             self._start()
