@@ -1,6 +1,7 @@
 //! The training loop: a resolved configuration in, a run directory and a summary out. It prints nothing; whoever calls it
 //! watches through an [`Observer`].
 
+mod device;
 mod plan;
 mod run;
 mod setup;
@@ -8,15 +9,16 @@ mod trainer;
 
 use crate::backend::cpu::plan::Plan;
 use crate::backend::cpu::{CpuBackend, Isa};
-use crate::backend::gpu::{self, GpuBackend, cuda::Cuda};
+use crate::backend::gpu::{self, Driver, GpuBackend, LossScale, Precision, cuda::Cuda};
 use crate::backend::{Backend, Spec};
-use crate::checkpoint::{Checkpoint, ParamState};
+use crate::checkpoint::{Checkpoint, NetState, ParamState};
 use crate::config::Config;
 use crate::data::{self, ImageShape, Loader};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Net};
 use crate::report::{Score, Split, Summary};
 use crate::sparsity::Mask;
+use device::{DeviceFed, MOST_RESIDENT_BYTES};
 use plan::PlanFile;
 use run::{Prepared, Run};
 use setup::Setup;
@@ -27,13 +29,38 @@ use trainer::{HostFed, score};
 /// Which device a run uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The best one found.
+    /// A GPU if there is one that can be used, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
     /// An NVIDIA GPU; an error (exit code 69) without one.
     Cuda,
+    /// The GPU's kernels on the emulated device.
+    #[cfg(feature = "emu")]
+    Emulated,
+}
+
+impl Device {
+    /// The device itself, where [`Device::Auto`] leaves it open.
+    pub fn found(self) -> Self {
+        match self {
+            Device::Auto if gpu::probe().is_ok() => Device::Cuda,
+            Device::Auto => Device::Cpu,
+            known => known,
+        }
+    }
+}
+
+/// A device, and how exactly it computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OnDevice {
+    /// Which.
+    pub device: Device,
+    /// Numbers on a GPU; `None`: fp16, or those of the run that is gone on with.
+    pub precision: Option<Precision>,
+    /// Factor of the loss's gradient on a GPU; `None`: what the precision needs.
+    pub loss_scale: Option<LossScale>,
 }
 
 /// What a run needs beside its configuration; none of it but the plan changes a result, and that in rounding only.
@@ -47,7 +74,7 @@ pub struct Options {
     /// allowed to replace.
     pub plan: Option<PathBuf>,
     /// Device.
-    pub device: Device,
+    pub on: OnDevice,
     /// Worker threads; 0: one a core.
     pub threads: usize,
     /// Time between checkpoints inside an epoch; `None`: at the end of each epoch only.
@@ -173,20 +200,52 @@ pub trait Observer {
 pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) -> Result<Summary> {
     let threads = workers(options.threads);
     let options = &Options { threads, ..options.clone() };
-    let cpu = |spec: Spec, plan: Option<&Plan>| CpuBackend::with_plan(spec, threads, Isa::detect(), plan);
-    match options.device {
-        // Only the SGD step has a CUDA kernel so far: until the rest has, the CPU is the best device found.
+    match options.on.device.found() {
         Device::Auto | Device::Cpu => {
+            let cpu = |spec: Spec, plan: Option<&Plan>| CpuBackend::with_plan(spec, threads, Isa::detect(), plan);
             let setup = Setup::new(config)?;
             Run::new(&setup, options, host_fed(&setup, options, cpu)?)?.finish(observer)
         }
         Device::Cuda => {
             gpu::probe()?;
-            let setup = Setup::new(config)?;
-            let make = |spec: Spec, _: Option<&Plan>| GpuBackend::new(Cuda::open()?, spec, gpu::Precision::F16, None);
-            Run::new(&setup, options, host_fed(&setup, options, make)?)?.finish(observer)
+            on_gpu(config, options, &Cuda::open, observer)
+        }
+        #[cfg(feature = "emu")]
+        Device::Emulated => {
+            use crate::backend::gpu::emu::{Emulated, Order};
+            on_gpu(config, options, &|| Emulated::new(Order::Ascending), observer)
         }
     }
+}
+
+/// Runs on the device that `open` opens.
+fn on_gpu<D: Driver>(
+    config: &Config,
+    options: &Options,
+    open: &dyn Fn() -> Result<D>,
+    observer: &mut dyn Observer,
+) -> Result<Summary> {
+    let setup = Setup::new(config)?;
+    let file = plan::gpu_plan_of_run(options)?;
+    let (precision, scale) = plan::numbers(options, file.as_ref())?;
+    let batch = setup.largest_batch();
+    // Gone before the network is there, as in `host_fed`.
+    let bytes_dense =
+        Net::new(&setup.graph, &[], batch, |spec| GpuBackend::new(open()?, spec, precision, None))?.backend().bytes();
+    let net = Net::new(&setup.graph, &setup.masks, batch, |spec| {
+        let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
+        GpuBackend::new(open()?, spec, precision, plan)
+    })?;
+    let gpu_plan = Some(net.backend().plan().clone());
+    let names = setup.graph.convs().iter().map(|c| c.name.as_str());
+    let plan = Plan::default_for(&net.program().spec, names);
+    let planned = (plan.layers.len(), 0);
+    if setup.train.len() * setup.data.shape.numel() > MOST_RESIDENT_BYTES {
+        let trainer = HostFed::new(&setup, options.threads, net);
+        return Run::new(&setup, options, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?.finish(observer);
+    }
+    let trainer = DeviceFed::new(&setup, net, scale)?;
+    Run::new(&setup, options, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?.finish(observer)
 }
 
 /// The network on what `make` builds for it with a plan, or without for the default one.
@@ -206,7 +265,8 @@ fn host_fed<'a, B: Backend<Real = f32>>(
     let default = Plan::default_for(&net.program().spec, names);
     let plan = file.map_or_else(|| default.clone(), |f| f.plan);
     let planned = (plan.layers.len(), plan.differences(&default).count());
-    Ok(Prepared { trainer: HostFed::new(setup, options.threads, net), bytes_dense, plan, planned })
+    let trainer = HostFed::new(setup, options.threads, net);
+    Ok(Prepared { trainer, bytes_dense, plan, gpu_plan: None, planned })
 }
 
 /// The network and the masks of a configuration: what [`train`] would train.
@@ -237,6 +297,7 @@ pub fn evaluate(
     batch: usize,
     threads: usize,
     plan: Option<&Path>,
+    on: OnDevice,
 ) -> Result<Score> {
     let threads = workers(threads);
     let Checkpoint { net: state, meta } = Checkpoint::load(checkpoint)?;
@@ -276,12 +337,49 @@ pub fn evaluate(
         block: meta.config.pattern.block_of(&p.shape, p.kept.as_deref()),
     };
     let masks: Vec<Mask> = masked.map(mask).collect();
-    let file = PlanFile::of_checkpoint(plan, checkpoint)?;
-    let make = |spec: Spec| {
+    let loader = Loader::new(images, batch, preprocess, None, 0, threads)?;
+    match on.device.found() {
+        Device::Auto | Device::Cpu => {
+            let file = PlanFile::of_checkpoint(plan, checkpoint)?;
+            let make = |spec: Spec| {
+                let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
+                CpuBackend::with_plan(spec, threads, Isa::detect(), plan)
+            };
+            let mut net = Net::new(&graph, &masks, batch, make)?;
+            net.load(&state)?;
+            Ok(score(&mut net, &loader))
+        }
+        Device::Cuda => {
+            gpu::probe()?;
+            evaluate_on_gpu(&graph, &masks, &state, &loader, batch, plan, checkpoint, on, Cuda::open)
+        }
+        #[cfg(feature = "emu")]
+        Device::Emulated => {
+            use crate::backend::gpu::emu::{Emulated, Order};
+            let open = || Emulated::new(Order::Ascending);
+            evaluate_on_gpu(&graph, &masks, &state, &loader, batch, plan, checkpoint, on, open)
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn evaluate_on_gpu<D: Driver>(
+    graph: &Graph,
+    masks: &[Mask],
+    state: &NetState,
+    loader: &Loader,
+    batch: usize,
+    plan: Option<&Path>,
+    checkpoint: &Path,
+    on: OnDevice,
+    open: impl Fn() -> Result<D>,
+) -> Result<Score> {
+    let file = plan::gpu_plan_of_checkpoint(plan, checkpoint, on)?;
+    let precision = on.precision.or(file.as_ref().map(|f| f.plan.precision)).unwrap_or(Precision::F16);
+    let mut net = Net::new(graph, masks, batch, |spec| {
         let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
-        CpuBackend::with_plan(spec, threads, Isa::detect(), plan)
-    };
-    let mut net = Net::new(&graph, &masks, batch, make)?;
-    net.load(&state)?;
-    Ok(score(&mut net, &Loader::new(images, batch, preprocess, None, 0, threads)?))
+        GpuBackend::new(open()?, spec, precision, plan)
+    })?;
+    net.load(state)?;
+    Ok(score(&mut net, loader))
 }

@@ -78,7 +78,8 @@ pub(super) fn run(args: SelftestArgs) -> Result<()> {
 }
 
 fn object(device: &str, rows: &[Row]) -> String {
-    let row = |r: &Row| json!({ "case": r.case, "precision": r.precision.map(|p| p.to_string()), "verified": r.verified });
+    let row =
+        |r: &Row| json!({ "case": r.case, "precision": r.precision.map(|p| p.to_string()), "verified": r.verified });
     let rows: Vec<_> = rows.iter().map(row).collect();
     format!("{:#}\n", json!({ "schema": 1, "device": device, "cases": rows }))
 }

@@ -1,11 +1,12 @@
 //! `sparse-engine train`.
 
+use super::device::DeviceArgs;
 use super::progress::Progress;
 use super::signals;
 use crate::config::{self, Config, Overrides, RECIPES};
 use crate::error::{Error, Result};
 use crate::report::RunDir;
-use crate::train::{self, Device, Options};
+use crate::train::{self, Options};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -42,9 +43,8 @@ pub(super) struct TrainArgs {
     /// How each layer runs on the CPU, as sparse-engine tune writes it; results change in rounding [default: by rule]
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
-    device: DeviceArg,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Worker threads; they change no result [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -60,16 +60,6 @@ pub(super) struct TrainArgs {
     /// Print the result only
     #[arg(long, short)]
     quiet: bool,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum DeviceArg {
-    /// The best one found
-    Auto,
-    /// This machine's processor
-    Cpu,
-    /// An NVIDIA GPU; exit code 69 without one
-    Cuda,
 }
 
 fn after_help() -> String {
@@ -112,11 +102,7 @@ pub(super) fn run(args: TrainArgs) -> Result<()> {
         out: run.path().to_path_buf(),
         resume: resume.then(|| run.path().to_path_buf()),
         plan: args.plan.clone(),
-        device: match args.device {
-            DeviceArg::Auto => Device::Auto,
-            DeviceArg::Cpu => Device::Cpu,
-            DeviceArg::Cuda => Device::Cuda,
-        },
+        on: args.device.resolve()?,
         threads: super::threads(args.threads),
         checkpoint_every: args.checkpoint_every,
         command_line: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),

@@ -10,7 +10,8 @@ use super::ops::state::StepState;
 use super::ops::{copy, join, loss, norm, pool};
 use super::plan::GpuPlan;
 use crate::backend::{
-    BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, PoolId, SgdStep, Spec, Store, TensorId, Write,
+    BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, PoolId, SgdStep, Spec, Store, TensorId,
+    Write,
 };
 use crate::error::Result;
 use std::sync::Arc;
@@ -36,7 +37,7 @@ pub struct GpuBackend<D: Driver> {
     scratch: D::Buf,
     /// Bytes of one of the three parts of `scratch`.
     part: usize,
-    labels: D::Buf,
+    pub(super) labels: D::Buf,
     image_loss: D::Buf,
     batch_loss: D::Buf,
     pub(super) state: D::Buf,
@@ -64,10 +65,18 @@ impl<D: Driver> GpuBackend<D> {
         let norms = Norms::new(&driver, &spec, v, g, r)?;
         let convs = Convs::new(&driver, &spec, precision, plan)?;
         // Partial statistics, or the partial sums of two norms; and beside them the parts of a weight gradient.
-        let sums = layout.tensors.iter().map(|t| t.rows(spec.batch).div_ceil(BLOCK_ROWS) as usize * t.cp as usize * 8);
-        let part = sums.max().unwrap_or(0).max(convs.scratch_bytes()).max(convs.sums_bytes(spec.batch)).next_multiple_of(256);
+        let blocks = |t: &Tensor| {
+            let pool =
+                MaxPool { n: spec.batch as u32, h: t.plane.h, w: t.plane.w, size: 1, stride: 1, pad: 0, cp: t.cp };
+            let pooled = if spec.pools.is_empty() { 0 } else { pool.blocks() };
+            t.rows(spec.batch).div_ceil(BLOCK_ROWS).max(pooled) as usize
+        };
+        let sums = layout.tensors.iter().map(|t| blocks(t) * t.cp as usize * 8).max().unwrap_or(0);
+        let part = [sums, convs.scratch_bytes(), convs.sums_bytes(spec.batch)].into_iter().max().unwrap_or(0);
+        let part = part.next_multiple_of(256);
         let scratch = driver.alloc(3 * part)?;
-        let (labels, image_loss) = (driver.alloc(4 * spec.batch)?, driver.alloc(size_of::<loss::RowLoss>() * spec.batch)?);
+        let (labels, image_loss) =
+            (driver.alloc(4 * spec.batch)?, driver.alloc(size_of::<loss::RowLoss>() * spec.batch)?);
         let batch_loss = driver.alloc(size_of::<loss::LossOut>())?;
         let mut state = driver.alloc(size_of::<StepState>())?;
         driver.upload(
@@ -224,7 +233,14 @@ impl<D: Driver> GpuBackend<D> {
         self.merge_stats(norm, t.rows(n))
     }
 
-    pub(super) fn try_conv_forward(&self, conv: ConvId, x: Input, y: TensorId, stats: Option<NormId>, n: usize) -> Result<()> {
+    pub(super) fn try_conv_forward(
+        &self,
+        conv: ConvId,
+        x: Input,
+        y: TensorId,
+        stats: Option<NormId>,
+        n: usize,
+    ) -> Result<()> {
         let (t, out) = self.tensor(y);
         let stats_at = stats.map_or(0, |_| self.scratch(0));
         let bias = self.spec.convs[conv.0 as usize].bias;
@@ -233,7 +249,14 @@ impl<D: Driver> GpuBackend<D> {
         stats.map_or(Ok(()), |norm| self.merge_stats(norm, t.rows(n)))
     }
 
-    pub(super) fn try_conv_backward(&self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) -> Result<()> {
+    pub(super) fn try_conv_backward(
+        &self,
+        conv: ConvId,
+        x: Input,
+        dy: Grad,
+        dx: Option<GradDst>,
+        n: usize,
+    ) -> Result<()> {
         let spec = self.spec.convs[conv.0 as usize];
         let [_, grads, _] = self.stores();
         let range = |p: ParamId| grads + 4 * self.spec.params[p.0 as usize].range.start as u64;
@@ -417,7 +440,8 @@ impl<D: Driver> GpuBackend<D> {
             gradients: stored,
             momentum: stored,
             operand_copies: self.convs.copy_bytes as u64,
-            activations: (self.layout.bytes + 3 * self.part + self.norms.bytes + 4 * self.spec.running() + small) as u64,
+            activations: (self.layout.bytes + 3 * self.part + self.norms.bytes + 4 * self.spec.running() + small)
+                as u64,
         }
     }
 

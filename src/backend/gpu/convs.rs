@@ -77,9 +77,9 @@ impl<D: Driver> Convs<D> {
         driver.upload(&mut lists, bytemuck::cast_slice(&words))?;
         let first = driver.address(&lists);
         layers.iter_mut().for_each(|l| l.conv.lists_at += first);
-        let plan = plan.cloned().unwrap_or_else(|| {
-            GpuPlan::of(precision, spec, layers.iter().map(|l| l.conv.plan), &driver.describe())
-        });
+        let plan = plan
+            .cloned()
+            .unwrap_or_else(|| GpuPlan::of(precision, spec, layers.iter().map(|l| l.conv.plan), &driver.describe()));
         Ok(Convs {
             layers,
             plan,

@@ -37,12 +37,7 @@ pub struct GpuPlan {
 
 impl GpuPlan {
     /// What `plans` say for the convolutions of `spec`.
-    pub(super) fn of(
-        precision: Precision,
-        spec: &Spec,
-        plans: impl Iterator<Item = ConvPlan>,
-        device: &str,
-    ) -> Self {
+    pub(super) fn of(precision: Precision, spec: &Spec, plans: impl Iterator<Item = ConvPlan>, device: &str) -> Self {
         let layers = spec.convs.iter().zip(plans).map(|(c, plan)| {
             let g = c.geom;
             GpuLayer {

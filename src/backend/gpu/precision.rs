@@ -26,9 +26,10 @@ impl FromStr for Precision {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self, Error> {
-        Self::ALL.into_iter().find(|p| p.to_string() == text).ok_or_else(|| {
-            Error::Usage(format!("unknown precision {text:?}: allowed are fp16, bf16, tf32 and f32"))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|p| p.to_string() == text)
+            .ok_or_else(|| Error::Usage(format!("unknown precision {text:?}: allowed are fp16, bf16, tf32 and f32")))
     }
 }
 
@@ -108,7 +109,9 @@ mod tests {
             assert_eq!(p.to_string().parse::<Precision>().unwrap(), p);
         }
         assert!("f16".parse::<Precision>().unwrap_err().to_string().contains("fp16, bf16, tf32 and f32"));
-        for (text, want) in [("dynamic", LossScale::Dynamic), ("1", LossScale::Static(1.0)), ("1024", LossScale::Static(1024.0))] {
+        for (text, want) in
+            [("dynamic", LossScale::Dynamic), ("1", LossScale::Static(1.0)), ("1024", LossScale::Static(1024.0))]
+        {
             assert_eq!(text.parse::<LossScale>().unwrap(), want);
         }
         for bad in ["", "0", "-2", "3", "1e30", "nan", "inf", "0.5", "Dynamic"] {

@@ -162,14 +162,7 @@ impl<D: Driver> GpuBackend<D> {
         Augment { pad, reflect: u32::from(reflect), flip: u32::from(flip), ..Augment::default() }
     }
 
-    fn gather(
-        &self,
-        feed: &Feed<D>,
-        images: &DeviceImages<D>,
-        args: Augment,
-        x: TensorId,
-        n: usize,
-    ) -> Result<()> {
+    fn gather(&self, feed: &Feed<D>, images: &DeviceImages<D>, args: Augment, x: TensorId, n: usize) -> Result<()> {
         let d = &*self.driver;
         let (t, at) = self.tensor(x);
         let args = Augment {
@@ -252,13 +245,7 @@ impl<D: Driver> GpuBackend<D> {
     ///
     /// # Errors
     /// A launch that fails.
-    pub fn start_evaluation(
-        &self,
-        feed: &Feed<D>,
-        images: &DeviceImages<D>,
-        x: TensorId,
-        n: usize,
-    ) -> Result<()> {
+    pub fn start_evaluation(&self, feed: &Feed<D>, images: &DeviceImages<D>, x: TensorId, n: usize) -> Result<()> {
         let batch = self.driver.address(&feed.batch);
         self.gather(feed, images, Augment { batch, ..Augment::default() }, x, n)
     }
