@@ -7,7 +7,7 @@ use crate::backend::gpu::{Crops, DeviceImages, Driver, Feed, GpuBackend, LossSca
 use crate::checkpoint::{Running, Scaling};
 use crate::data::{PadMode, Split};
 use crate::error::Result;
-use crate::graph::Net;
+use crate::graph::{Net, StepKind};
 use crate::optim::LearningRate;
 use crate::report::Score;
 use crate::rng::{Purpose, Stream};
@@ -106,25 +106,14 @@ impl<'a, D: Driver> DeviceFed<'a, D> {
     fn replay(&mut self, key: Key) -> Result<()> {
         let driver = self.net.backend().driver().clone();
         if !self.graphs.contains_key(&key) {
-            let (smoothing, crops, scale) = (self.setup.config.label_smoothing, self.crops(), self.scale);
+            let kind =
+                StepKind { crops: self.crops(), smoothing: self.setup.config.label_smoothing, scale: self.scale };
             let (feed, images, net) = (&self.feed, &self.splits[key.split].1, &mut self.net);
-            let (x, logits, dlogits) = (net.program().input, net.program().logits, net.program().dlogits);
-            let n = key.images;
             let graph = driver.capture(&mut || {
-                for _ in 0..key.steps {
-                    if key.training {
-                        net.backend_mut().start_step(feed, images, crops, x, n)?;
-                        net.forward(n, true);
-                        net.backend().step_loss(feed, logits, dlogits, smoothing, n)?;
-                        net.backward(n);
-                        net.backend_mut().end_step(scale)?;
-                    } else {
-                        net.backend().start_evaluation(feed, images, x, n)?;
-                        net.forward(n, false);
-                        net.backend().end_evaluation(feed, logits, n)?;
-                    }
-                }
-                Ok(())
+                (0..key.steps).try_for_each(|_| match key.training {
+                    true => net.start_training_step(feed, images, kind, key.images),
+                    false => net.start_evaluation_step(feed, images, key.images),
+                })
             })?;
             self.graphs.insert(key, graph);
         }
