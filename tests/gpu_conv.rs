@@ -1,12 +1,15 @@
 //! The convolution kernels against loops in f64 over the operands as the multiply takes them: geometries, tiles, masks,
 //! operands, epilogues. One test body, on the emulated device in both fibre orders and on a real GPU where there is one.
 
+#[path = "gpu_conv/device.rs"]
+mod device;
 #[path = "gpu_conv/number.rs"]
 mod number;
 #[path = "gpu_conv/reference.rs"]
 mod reference;
 
-use number::{decode, digits, encode, rounded};
+use device::{Device, compare, numbers, operand, pad, store_error, sum_error, unpad};
+use number::{decode, encode, rounded};
 use reference::{Sums, convolve};
 use sparse_engine::backend::gpu::emu::{Emulated, Order};
 use sparse_engine::backend::gpu::ops::conv::{self, Conv, ConvPlan, Kind, Tile, WeightTile, data_tiles, forward_tiles};
@@ -16,12 +19,6 @@ use sparse_engine::rng::{Purpose, Stream};
 use sparse_engine::shape::ConvGeom;
 
 const PRECISIONS: [Precision; 4] = [Precision::F32, Precision::Tf32, Precision::F16, Precision::Bf16];
-
-/// Multiples of 1/64 up to 2: exact in every type.
-fn numbers(name: &str, n: usize) -> Vec<f32> {
-    let stream = Stream::new(5, Purpose::Data, name);
-    (0..n as u64).map(|i| ((stream.uniform(i) * 255.0) as i32 - 127) as f32 / 64.0).collect()
-}
 
 #[derive(Clone, Debug)]
 enum Mask {
@@ -67,103 +64,6 @@ impl Case {
     fn block(&self) -> Option<(u32, u32)> {
         if let Mask::Blocks(rows, columns, _) = self.mask { Some((rows, columns)) } else { None }
     }
-}
-
-/// A buffer full of 0xFF, and its bytes back.
-struct Device<'a, D: Driver>(&'a D, Vec<D::Buf>);
-
-impl<D: Driver> Device<'_, D> {
-    /// Index of a buffer with that content.
-    fn put(&mut self, bytes: &[u8]) -> (usize, u64) {
-        let mut buf = self.0.alloc(bytes.len().max(1)).unwrap();
-        self.0.upload(&mut buf, bytes).unwrap();
-        self.1.push(buf);
-        (self.1.len() - 1, self.0.address(&self.1[self.1.len() - 1]))
-    }
-    fn at(&mut self, bytes: &[u8]) -> u64 {
-        self.put(bytes).1
-    }
-    fn floats(&mut self, v: &[f32]) -> u64 {
-        self.put(bytemuck::cast_slice(v)).1
-    }
-    fn poisoned(&mut self, bytes: usize) -> (usize, u64) {
-        self.put(&vec![0xFF; bytes])
-    }
-    fn get(&self, index: usize, bytes: usize) -> Vec<u8> {
-        let mut out = vec![0; bytes];
-        self.0.download(&self.1[index], &mut out).unwrap();
-        out
-    }
-}
-
-/// Rows of `c` numbers with zeros up to the padded number of channels.
-fn pad(v: &[f32], c: u32) -> Vec<f32> {
-    let (c, cp) = (c as usize, padded(c) as usize);
-    v.chunks_exact(c).flat_map(|row| row.iter().copied().chain(std::iter::repeat_n(0.0, cp - c))).collect()
-}
-
-/// The rows again; what follows each must be zero.
-fn unpad(v: &[f32], c: u32, what: &str) -> Vec<f64> {
-    let mut out = vec![];
-    for row in v.chunks_exact(padded(c) as usize) {
-        assert!(row[c as usize..].iter().all(|&v| v == 0.0), "{what}: padding channels hold {:?}", &row[c as usize..]);
-        out.extend(row[..c as usize].iter().map(|&v| f64::from(v)));
-    }
-    out
-}
-
-/// Uploads a random operand of that kind and gives its values in f32.
-fn operand<D: Driver>(
-    d: &mut Device<D>,
-    e: Element,
-    name: &str,
-    rows: usize,
-    c: u32,
-    turn: usize,
-) -> (Operand, Vec<f32>) {
-    let (kind, relu) = ((turn % 3) as u32, turn / 3 % 2 == 1);
-    let a = numbers(name, rows * c as usize);
-    let b = numbers(&format!("{name} b"), a.len());
-    let k: Vec<Vec<f32>> = (0..3).map(|i| numbers(&format!("{name} {i}"), c as usize)).collect();
-    let mut o = Operand { a: d.at(&encode(e, &pad(&a, c))), kind, relu: relu.into(), ..Operand::default() };
-    let coefs = |n: usize| -> Vec<f32> { k[..n].iter().flat_map(|k| pad(k, c)).collect() };
-    match kind {
-        Operand::AFFINE => o.coef = d.floats(&coefs(2)),
-        Operand::THROUGH => {
-            o.b = d.at(&encode(e, &pad(&b, c)));
-            o.coef = d.floats(&coefs(3));
-        }
-        _ => {}
-    }
-    let value = |i: usize| {
-        let [k0, k1, k2] = [0, 1, 2].map(|n| k[n][i % c as usize]);
-        let v = match kind {
-            Operand::AFFINE => a[i].mul_add(k0, k1),
-            Operand::THROUGH => a[i].mul_add(k0, b[i].mul_add(k1, k2)),
-            _ => a[i],
-        };
-        if relu { v.max(0.0) } else { v }
-    };
-    (o, (0..a.len()).map(value).collect())
-}
-
-/// Compares; the first number that is too far away is a failure, NaN always is.
-fn compare(what: &str, got: &[f64], want: &[f64], bound: impl Fn(usize) -> f64) {
-    assert_eq!(got.len(), want.len(), "{what}");
-    for (i, (got, want)) in got.iter().zip(want).enumerate() {
-        let (error, bound) = ((got - want).abs(), bound(i));
-        assert!(error <= bound, "{what}: number {i}: {got} instead of {want}, off by {error:e}, allowed {bound:e}");
-    }
-}
-
-/// Error of an f32 sum of `terms` products, in the order and with the truncation of a tensor core.
-fn sum_error(terms: usize, size: f64) -> f64 {
-    2f64.powi(-23) * ((terms as f64).sqrt() + 4.0) * size
-}
-
-/// Error of storing `v`.
-fn store_error(e: Element, v: f64) -> f64 {
-    2f64.powi(-digits(e)) * v.abs() + if e == Element::F16 { 2f64.powi(-25) } else { 0.0 }
 }
 
 /// What a pass needs of a case.
@@ -406,7 +306,7 @@ fn cases() -> Vec<Case> {
         (16, 5, 7, 160, 1, 1, 1, 0, 3, Blocks(16, 16, 0.4)),
         (48, 3, 3, 144, 1, 1, 2, 0, 3, Blocks(16, 16, 0.0)),
         (80, 1, 1, 48, 1, 1, 1, 0, 3, Blocks(16, 16, 0.5)),
-        (2, 3, 64, 10, 3, 3, 1, 1, 1, Dense),
+        (34, 3, 64, 10, 3, 3, 1, 1, 1, Dense), // the widest patch, in more than one chunk of channels
         (130, 3, 3, 136, 1, 1, 1, 0, 3, Part(0.3)),
     ];
     let mut cases = vec![];
@@ -421,7 +321,7 @@ fn cases() -> Vec<Case> {
                 plan.forward = Tile { columns: columns(row + n), ..plan.forward };
                 plan.data = Tile { columns: columns(row / 4 + n + 1), ..plan.data };
                 for tile in [&mut plan.forward, &mut plan.data] {
-                    if row % 3 == 2 || Tile::patch_bytes(tile.columns, w) > 48 << 10 {
+                    if (row + n) % 3 == 2 || Tile::patch_bytes(tile.columns, w) > 48 << 10 {
                         tile.kind = Kind::Gather;
                     }
                 }
@@ -469,5 +369,66 @@ fn on_a_real_gpu() {
             cases().iter().for_each(|case| check(&driver, case));
         }
         Err(why) => drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {why}\n"))),
+    }
+}
+
+const SHAPE: ConvGeom = ConvGeom { c: 16, h: 8, w: 8, k: 32, r: 3, s: 3, stride: 1, pad: 1 };
+
+#[test]
+fn what_the_kernels_cannot_do_is_an_error() {
+    let plan = ConvPlan::new(&SHAPE, 4, Precision::F16, false);
+    let tile = |kind, columns| Tile { kind, columns };
+    let weight = |tile, splits| ConvPlan { weight: WeightTile { tile, splits }, ..plan };
+    let five = ConvGeom { r: 5, s: 5, pad: 2, ..SHAPE };
+    let blocks = Some((16, 16));
+    for (geom, precision, plan, block, word) in [
+        (ConvGeom { stride: 65, ..SHAPE }, Precision::F16, plan, None, "stride"),
+        (ConvGeom { c: 0, ..SHAPE }, Precision::F16, plan, None, "size"),
+        (ConvGeom { w: 8192, ..SHAPE }, Precision::F16, plan, None, "8191"),
+        (ConvGeom { r: 11, ..SHAPE }, Precision::F16, plan, None, "larger"),
+        (ConvGeom { c: 8191, k: 8191, r: 7, s: 7, pad: 3, ..SHAPE }, Precision::F16, plan, None, "weights"),
+        (five, Precision::F16, ConvPlan { forward: tile(Kind::Patch, 32), ..plan }, None, "forward by patches"),
+        (SHAPE, Precision::F16, ConvPlan { data: tile(Kind::Patch, 32), ..plan }, blocks, "by patches"),
+        (ConvGeom { w: 63, ..SHAPE }, Precision::F16, ConvPlan { data: tile(Kind::Patch, 128), ..plan }, None, "62"),
+        (SHAPE, Precision::F16, ConvPlan { data: tile(Kind::Gather, 48), ..plan }, None, "data gradient tiles"),
+        (SHAPE, Precision::F32, plan, None, "tensor cores"),
+        (SHAPE, Precision::F16, weight(8, 1), None, "weight gradient tiles"),
+        (SHAPE, Precision::F16, weight(64, 0), None, "splits"),
+        (SHAPE, Precision::F16, weight(64, 65_536), None, "splits"),
+    ] {
+        let kept = block.map(|_| vec![0u32]);
+        let said = Conv::with_plan(geom, precision, plan, kept.as_deref(), block).unwrap_err().to_string();
+        assert!(said.contains(word) && !said.contains('\n'), "{geom:?} {plan:?}: {said}");
+    }
+    let driver = Emulated::new(Order::Ascending).unwrap();
+    let conv = Conv::with_plan(SHAPE, Precision::F16, plan, None, None).unwrap();
+    for images in [0, 1 << 26] {
+        // SAFETY: nothing is launched.
+        let said = unsafe { conv::forward(&driver, &conv, images, &conv::Forward::default()) }.unwrap_err().to_string();
+        assert!(said.contains("pixels") && !said.contains('\n'), "{said}");
+    }
+}
+
+/// Default plans are possible plans, on every shape that the models have and on odd ones.
+#[test]
+fn default_plans_are_valid() {
+    for (c, k, size) in
+        [(3, 16, 32), (16, 32, 16), (64, 64, 56), (64, 256, 56), (512, 2048, 7), (2048, 1000, 1), (3, 64, 224)]
+    {
+        for (r, stride, pad) in [(1, 1, 0), (1, 2, 0), (3, 1, 1), (3, 2, 1), (7, 2, 3)] {
+            let geom = ConvGeom { c, h: size, w: size, k, r, s: r, stride, pad };
+            if size + 2 * pad < r {
+                continue;
+            }
+            for (precision, batch) in PRECISIONS.into_iter().flat_map(|p| [(p, 1), (p, 128)]) {
+                let conv = Conv::new(geom, precision, batch, None, None).unwrap();
+                assert_eq!(conv.plan, ConvPlan::new(&geom, batch, precision, false));
+                assert_eq!(conv.lists.words, []);
+                if c % 16 == 0 && k % 16 == 0 {
+                    let conv = Conv::new(geom, precision, batch, Some(&[0]), Some((16, 16))).unwrap();
+                    assert!(!conv.lists.words.is_empty() && conv.stored == 1);
+                }
+            }
+        }
     }
 }

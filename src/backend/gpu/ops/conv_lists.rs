@@ -4,6 +4,9 @@ use super::conv_plan::{ConvPlan, Tile, WeightTile};
 use super::operand::{Precision, padded};
 use crate::shape::ConvGeom;
 
+/// Row and column: of a tap, of a class of pixels, of a source pixel.
+type Pair = (i32, i32);
+
 /// Where a list lies in [`Lists::words`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Blocks {
@@ -52,17 +55,16 @@ impl Lists {
         let blocks = Self::usable(geom, precision, block);
         lists.weight = Some(lists.weight_tiles(geom, precision, plan.weight, kept, blocks));
         if blocks {
-            let taps: Vec<(i32, i32)> =
-                (0..geom.r as i32).flat_map(|r| (0..geom.s as i32).map(move |s| (r, s))).collect();
+            let taps: Vec<Pair> = (0..geom.r as i32).flat_map(|r| (0..geom.s as i32).map(move |s| (r, s))).collect();
             let (stride, pad) = (geom.stride as i32, geom.pad as i32);
-            let forward = |(r, s): (i32, i32), _: (i32, i32)| Some((r - pad, s - pad));
+            let forward = |(r, s): Pair, _: Pair| Some((r - pad, s - pad));
             let positions = |i: u32| {
                 let (k, rest) = (i / (geom.c * geom.r * geom.s), i % (geom.c * geom.r * geom.s));
                 (k, rest / (geom.r * geom.s), rest % (geom.r * geom.s))
             };
             let by_output = kept.iter().map(|&i| positions(i));
             lists.forward = Some(lists.blocks(plan.forward, geom.k, geom.c, &taps, 1, &forward, by_output));
-            let data = |(r, s): (i32, i32), (i, j): (i32, i32)| {
+            let data = |(r, s): Pair, (i, j): Pair| {
                 let (y, x) = (i + pad - r, j + pad - s);
                 (y % stride == 0 && x % stride == 0).then_some((y / stride, x / stride))
             };
@@ -137,9 +139,9 @@ impl Lists {
         tile: Tile,
         columns: u32,
         channels: u32,
-        taps: &[(i32, i32)],
+        taps: &[Pair],
         stride: i32,
-        source: &dyn Fn((i32, i32), (i32, i32)) -> Option<(i32, i32)>,
+        source: &dyn Fn(Pair, Pair) -> Option<Pair>,
         kept: impl Iterator<Item = (u32, u32, u32)>,
     ) -> Blocks {
         let groups = channels / 16;
