@@ -3,9 +3,9 @@
 #![cfg(target_os = "linux")]
 
 use sparse_engine::Error;
-use sparse_engine::backend::SgdStep;
+use sparse_engine::backend::{Plane, SgdStep, Spec, TensorSpec};
 use sparse_engine::backend::gpu::ops::{operand::Element, sgd::SgdStore, sgd::sgd_step, state::StepState};
-use sparse_engine::backend::gpu::{self, Driver, cuda::Cuda};
+use sparse_engine::backend::gpu::{self, Driver, GpuBackend, Precision, cuda::Cuda};
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -31,6 +31,13 @@ fn train() -> sparse_engine::Result<String> {
     // The second file is the one that holds the kernel.
     let driver = Cuda::open_with(gpu::find_device()?, &[("other", b"odd"), ("sgd", b"code")])?;
     assert!(driver.alloc(2 << 30).err().expect("too large").to_string().contains("no memory for 2147483648 bytes"));
+    let large = Spec {
+        batch: 1 << 16,
+        tensors: vec![TensorSpec::lasting(Plane { c: 64, h: 64, w: 64 }, 0)],
+        ..Spec::default()
+    };
+    let huge = GpuBackend::new(Cuda::open_with(gpu::find_device()?, &[])?, large, Precision::F16, None);
+    assert!(huge.err().expect("too large").to_string().contains("no memory for 34359738368 bytes"));
     drop(driver.alloc(0)?);
     const N: usize = 1029;
     let (mut values, mut grads, mut momentum) = (driver.alloc(4 * N)?, driver.alloc(4 * N)?, driver.alloc(4 * N)?);
