@@ -3,9 +3,9 @@
 #![cfg(target_os = "linux")]
 
 use sparse_engine::Error;
-use sparse_engine::backend::{Plane, SgdStep, Spec, TensorSpec};
 use sparse_engine::backend::gpu::ops::{operand::Element, sgd::SgdStore, sgd::sgd_step, state::StepState};
 use sparse_engine::backend::gpu::{self, Driver, GpuBackend, Precision, cuda::Cuda};
+use sparse_engine::backend::{Plane, SgdStep, Spec, TensorSpec};
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
