@@ -117,6 +117,7 @@ impl<D: Driver> Convs<D> {
     }
 
     /// `y`: address, and what it is stored as. `bias` and `statistics`: addresses, or 0.
+    #[allow(clippy::too_many_arguments)] // the operation's operands
     pub fn forward(
         &self,
         driver: &D,
@@ -141,6 +142,7 @@ impl<D: Driver> Convs<D> {
         Ok(data_tiles(&conv.geom, n as u32))
     }
 
+    #[allow(clippy::too_many_arguments)] // the operation's operands
     pub fn weight_gradient(
         &self,
         driver: &D,
