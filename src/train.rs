@@ -20,7 +20,7 @@ use crate::report::{Score, Split, Summary};
 use crate::sparsity::Mask;
 use device::{DeviceFed, MOST_RESIDENT_BYTES};
 use plan::PlanFile;
-use run::{Prepared, Run};
+use run::{Prepared, Run, resumed};
 use setup::Setup;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -204,7 +204,8 @@ pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) ->
         Device::Auto | Device::Cpu => {
             let cpu = |spec: Spec, plan: Option<&Plan>| CpuBackend::with_plan(spec, threads, Isa::detect(), plan);
             let setup = Setup::new(config)?;
-            Run::new(&setup, options, host_fed(&setup, options, cpu)?)?.finish(observer)
+            let state = resumed(&setup, options)?;
+            Run::new(&setup, options, state, host_fed(&setup, options, cpu)?)?.finish(observer)
         }
         Device::Cuda => {
             gpu::probe()?;
@@ -226,6 +227,7 @@ fn on_gpu<D: Driver>(
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
     let setup = Setup::new(config)?;
+    let state = resumed(&setup, options)?;
     let file = plan::gpu_plan_of_run(options)?;
     let (precision, scale) = plan::numbers(options, file.as_ref())?;
     let batch = setup.largest_batch();
@@ -241,11 +243,22 @@ fn on_gpu<D: Driver>(
     let plan = Plan::default_for(&net.program().spec, names);
     let planned = (plan.layers.len(), 0);
     if setup.train.len() * setup.data.shape.numel() > MOST_RESIDENT_BYTES {
+        // Batches from the host have no loss scale.
+        if precision == Precision::F16 {
+            return Err(Error::Usage(format!(
+                "--precision fp16: the {} training images of {} are more than the {} GiB that are kept on a GPU; use \
+                 --precision bf16",
+                setup.train.len(),
+                setup.data.shape,
+                MOST_RESIDENT_BYTES >> 30
+            )));
+        }
         let trainer = HostFed::new(&setup, options.threads, net);
-        return Run::new(&setup, options, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?.finish(observer);
+        return Run::new(&setup, options, state, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?
+            .finish(observer);
     }
     let trainer = DeviceFed::new(&setup, net, scale)?;
-    Run::new(&setup, options, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?.finish(observer)
+    Run::new(&setup, options, state, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?.finish(observer)
 }
 
 /// The network on what `make` builds for it with a plan, or without for the default one.

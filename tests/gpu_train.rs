@@ -182,7 +182,7 @@ impl Resident {
         let table = std::array::from_fn(|p| p as f32 / 128.0 - 1.0);
         let mut feed = Feed::new(&*driver, labels.len(), BATCH, &[table]).unwrap();
         let order: Vec<u32> = (0..labels.len() as u32).rev().collect();
-        feed.begin_epoch(&*driver, &order, &Stream::new(0, Purpose::Data, "crops"), rates).unwrap();
+        feed.begin_epoch(&*driver, &order, Stream::new(0, Purpose::Data, "crops").words(), rates).unwrap();
         let images = DeviceImages::new(&*driver, &pixels, &labels, 0).unwrap();
         Resident { net, feed, images }
     }

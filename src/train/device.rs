@@ -5,12 +5,11 @@ use super::setup::Setup;
 use super::trainer::{Position, Stretch, Trainer};
 use crate::backend::gpu::{Crops, DeviceImages, Driver, Feed, GpuBackend, LossScale, StepState};
 use crate::checkpoint::{Running, Scaling};
-use crate::data::{PadMode, Split};
+use crate::data::{PadMode, Split, epoch_crops, epoch_order};
 use crate::error::Result;
 use crate::graph::{Net, StepKind};
 use crate::optim::LearningRate;
 use crate::report::Score;
-use crate::rng::{Purpose, Stream};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
@@ -74,12 +73,11 @@ impl<'a, D: Driver> DeviceFed<'a, D> {
     fn enter(&mut self, at: Position, rate: &LearningRate, scaling: Option<Scaling>) -> Result<()> {
         let config = &self.setup.config;
         let first = at.step - at.batch;
-        let name = |what: &str| format!("epoch {} {what}", at.epoch);
-        let order = Stream::new(config.seed.data, Purpose::Data, &name("order")).permutation(self.setup.train.len());
-        let crops = Stream::new(config.seed.data, Purpose::Data, &name("augment"));
+        let order = epoch_order(config.seed.data, at.epoch, self.setup.train.len());
+        let crops = epoch_crops(config.seed.data, at.epoch);
         let rates: Vec<f32> = (first..first + rate.steps_per_epoch).map(|step| rate.at(step) as f32).collect();
         let driver = self.net.backend().driver().clone();
-        self.feed.begin_epoch(&*driver, &order, &crops, &rates)?;
+        self.feed.begin_epoch(&*driver, &order, crops, &rates)?;
         let scaling = scaling.unwrap_or(Scaling { scale: self.scale.first(), good: 0 });
         self.net.backend_mut().set_state(&StepState {
             lr: 0.0, // the first step takes its own

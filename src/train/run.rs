@@ -63,12 +63,16 @@ impl Clock {
 }
 
 impl<'a, T: Trainer> Run<'a, T> {
-    /// Gives the network its state, a fresh one or that of the checkpoint the run goes on from, and opens the run's files.
-    pub fn new(setup: &'a Setup, options: &'a Options, prepared: Prepared<T>) -> Result<Self> {
+    /// Gives the network its state, a fresh one or that of the checkpoint it goes on from, and opens the run's files.
+    pub fn new(
+        setup: &'a Setup,
+        options: &'a Options,
+        state: Option<Checkpoint>,
+        prepared: Prepared<T>,
+    ) -> Result<Self> {
         let Prepared { mut trainer, bytes_dense, plan, gpu_plan, planned } = prepared;
         let config = &setup.config;
         let dir = RunDir::at(&options.out);
-        let state = options.resume.as_ref().map(|run| load(setup, &RunDir::at(run).last())).transpose()?;
         let net = trainer.net_mut();
         let steps_per_epoch = setup.train.len().div_ceil(config.batch_size) as u64;
         net.check_batch(setup.train.len() - (steps_per_epoch as usize - 1) * config.batch_size)?;
@@ -367,6 +371,11 @@ fn mask_info(mask: &Mask) -> MaskInfo {
         block: mask.block.map(|block| block.to_string()),
         hash: mask_hash(mask),
     }
+}
+
+/// The checkpoint that a run goes on from.
+pub(super) fn resumed(setup: &Setup, options: &Options) -> Result<Option<Checkpoint>> {
+    options.resume.as_ref().map(|run| load(setup, &RunDir::at(run).last())).transpose()
 }
 
 /// A checkpoint of this very run.

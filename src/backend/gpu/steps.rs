@@ -13,7 +13,6 @@ use super::ops::step;
 use super::precision::LossScale;
 use crate::backend::{BatchLoss, TensorId};
 use crate::error::Result;
-use crate::rng::Stream;
 use std::mem::offset_of;
 use std::ops::Range;
 
@@ -100,13 +99,14 @@ impl<D: Driver> Feed<D> {
         Ok(got.into_iter().map(|l| BatchLoss { loss_sum: l.loss_sum, correct: l.correct }).collect())
     }
 
-    /// Enters the order of an epoch, the stream of its crops, and the learning rate of each of its steps.
+    /// Enters the order of an epoch, the random stream of its crops (key, upper half of the counter), and the learning rate of
+    /// each of its steps.
     ///
     /// # Errors
     /// A device that fails.
-    pub fn begin_epoch(&mut self, driver: &D, order: &[u32], stream: &Stream, rates: &[f32]) -> Result<()> {
+    pub fn begin_epoch(&mut self, driver: &D, order: &[u32], stream: [u32; 4], rates: &[f32]) -> Result<()> {
         driver.upload(&mut self.order, bytemuck::cast_slice(order))?;
-        driver.upload(&mut self.stream, bytemuck::cast_slice(&stream.words()))?;
+        driver.upload(&mut self.stream, bytemuck::cast_slice(&stream))?;
         self.steps = rates.len();
         driver.upload(&mut self.rates, bytemuck::cast_slice(rates))
     }
