@@ -4,6 +4,11 @@
 //! `SPARSE_ENGINE_CUDA`: `auto` (default: kernels if an nvcc from 12.0 on is found, else a warning), `require` (else an
 //! error), `off`. nvcc is `$NVCC`, `$CUDA_HOME/bin/nvcc`, the one in `PATH`, or `/usr/local/cuda/bin/nvcc`.
 //! `SPARSE_ENGINE_CUDA_ARCHS`: comma-separated `sm_*` (machine code) and `compute_*` (PTX), default below.
+//!
+//! What was compiled is kept in cargo's target directory, keyed by content and shared by all profiles: fatbins with what
+//! ptxas says of them in `fatbin-cache`, host objects in `emu-cache`. `kernel-resources.txt` beside them is for people.
+//!
+//! One file: a build script's modules would need a folder at the top.
 
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
@@ -19,7 +24,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const DEFAULT_ARCHS: &str = "sm_80,sm_90a,compute_90";
 const OLDEST_NVCC: (u32, u32) = (12, 0); // the first with sm_90a
 const KERNELS: &str = "kernels";
-const FLAGS: &[&str] = &["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-warn-spills"];
+const FLAGS: &[&str] = &["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v", "-Xptxas", "-warn-spills"];
 
 type Outcome<T> = std::result::Result<T, String>;
 
@@ -60,7 +65,7 @@ fn run() -> Outcome<()> {
     source_version();
     write(&out.join("kernels.rs"), generated(embedded.as_ref()).as_bytes())?;
     #[cfg(feature = "emu")]
-    emulation()?;
+    emulation(&out)?;
     Ok(())
 }
 
@@ -92,6 +97,7 @@ struct Embedded {
     version: (u32, u32),
     archs: Vec<String>,
     stems: Vec<String>,
+    resources: Vec<Resource>,
 }
 
 fn generated(embedded: Option<&Embedded>) -> String {
@@ -103,13 +109,25 @@ fn generated(embedded: Option<&Embedded>) -> String {
         // Writing to a string can't fail.
         let _ = writeln!(list, "    ({stem:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{stem}.fatbin\"))),");
     }
+    let mut resources = String::new();
+    for r in embedded.iter().flat_map(|e| &e.resources) {
+        let [registers, shared, stack, stores, loads] = r.numbers;
+        let _ = writeln!(
+            resources,
+            "    Resource {{ kernel: {:?}, target: {:?}, registers: {registers}, shared_bytes: {shared}, \
+             stack_bytes: {stack}, spill_store_bytes: {stores}, spill_load_bytes: {loads} }},",
+            r.kernel, r.target
+        );
+    }
     format!(
         "/// Version of the nvcc that compiled the kernels; `None`: this binary holds none.\n\
          pub const NVCC: Option<(u32, u32)> = {version};\n\
          /// Targets in every fatbin, comma-separated.\n\
          pub const ARCHS: &str = {archs:?};\n\
          /// File stem in `kernels/` and its fatbin.\n\
-         pub const FATBINS: &[(&str, &[u8])] = &[\n{list}];\n"
+         pub const FATBINS: &[(&str, &[u8])] = &[\n{list}];\n\
+         /// What each kernel needs on each target with machine code; kernels of a file in the compiler's order.\n\
+         pub const RESOURCES: &[Resource] = &[\n{resources}];\n"
     )
 }
 
@@ -174,40 +192,39 @@ fn fatbins(nvcc: &Nvcc, out: &Path) -> Outcome<Embedded> {
         flags.extend(["-gencode".into(), format!("arch=compute_{number},code={arch}")]);
     }
 
-    let mut key = Sha256::new();
-    let mut add = |part: &[u8]| {
-        key.update((part.len() as u64).to_le_bytes()); // so that no two lists of parts hash alike
-        key.update(part);
-    };
-    add(nvcc.banner.as_bytes());
-    flags.iter().for_each(|f| add(f.as_bytes()));
-    for header in files(Path::new(KERNELS), "cuh")? {
-        add(header.to_string_lossy().as_bytes());
-        add(&read(&header)?);
-    }
-
-    let cache = cache_dir(out);
-    fs::create_dir_all(&cache).map_err(|e| format!("{}: cannot create: {e}", cache.display()))?;
+    let key = Key::new(&nvcc.banner, &flags, &below(Path::new(KERNELS), &["cuh"])?)?;
+    let cache = cache_dir(out, "fatbin-cache")?;
     let jobs = files(Path::new(KERNELS), "cu")?
         .into_iter()
         .map(|source| {
             let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            let mut key = key.clone();
-            key.update(read(&source)?);
-            let cached = cache.join(format!("{stem}-{}.fatbin", hex(&key.finalize())));
+            let cached = cache.join(format!("{stem}-{}.fatbin", key.of(&source)?));
             Ok((stem, cached))
         })
         .collect::<Outcome<Vec<_>>>()?;
 
+    parallel(&jobs, |(stem, cached)| compile(nvcc, &flags, stem, cached))?;
+    let mut resources = Vec::new();
+    for (stem, cached) in &jobs {
+        // A copy, so that emptying the cache never breaks a later build.
+        write(&out.join(format!("{stem}.fatbin")), &read(cached)?)?;
+        let table = read(&table_path(cached))?;
+        resources.extend(String::from_utf8_lossy(&table).lines().filter_map(Resource::parse));
+    }
+    write_table(&cache.with_file_name("kernel-resources.txt"), &resources)?;
+    Ok(Embedded { version: nvcc.version, archs, stems: jobs.into_iter().map(|(stem, _)| stem).collect(), resources })
+}
+
+/// Does all jobs, as many at once as cargo's -j allows, and reports every one that failed.
+fn parallel<T: Sync>(jobs: &[T], job: impl Fn(&T) -> Outcome<()> + Sync) -> Outcome<()> {
     let next = AtomicUsize::new(0);
     let faults = Mutex::new(Vec::new());
-    let allowed = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize); // cargo's -j
-    let workers = allowed.clamp(1, jobs.len().max(1));
+    let allowed = env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1usize);
     std::thread::scope(|scope| {
-        for _ in 0..workers {
+        for _ in 0..allowed.clamp(1, jobs.len().max(1)) {
             scope.spawn(|| {
-                while let Some((stem, cached)) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    if let Err(fault) = compile(nvcc, &flags, stem, cached) {
+                while let Some(todo) = jobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    if let Err(fault) = job(todo) {
                         faults.lock().unwrap_or_else(|e| e.into_inner()).push(fault);
                     }
                 }
@@ -215,19 +232,91 @@ fn fatbins(nvcc: &Nvcc, out: &Path) -> Outcome<Embedded> {
         }
     });
     let faults = faults.into_inner().unwrap_or_else(|e| e.into_inner());
-    if !faults.is_empty() {
-        return Err(faults.join("\n"));
+    if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
+}
+
+/// One row of the table that ptxas -v gives: what one kernel needs on one target.
+struct Resource {
+    kernel: String,
+    target: String,
+    /// Registers, then bytes: static shared memory, stack, spill stores, spill loads.
+    numbers: [u32; 5],
+}
+
+impl Resource {
+    const COLUMNS: [&str; 7] = ["kernel", "target", "registers", "shared", "stack", "spill_stores", "spill_loads"];
+
+    fn fields(&self) -> [String; 7] {
+        let [a, b, c, d, e] = self.numbers.map(|n| n.to_string());
+        [self.kernel.clone(), self.target.clone(), a, b, c, d, e]
     }
-    for (stem, cached) in &jobs {
-        // A copy, so that emptying the cache never breaks a later build.
-        write(&out.join(format!("{stem}.fatbin")), &read(cached)?)?;
+
+    fn parse(line: &str) -> Option<Self> {
+        let mut fields = line.split_whitespace();
+        let (kernel, target) = (fields.next()?.to_string(), fields.next()?.to_string());
+        let mut numbers = [0; 5];
+        for number in &mut numbers {
+            *number = fields.next()?.parse().ok()?;
+        }
+        Some(Resource { kernel, target, numbers })
     }
-    Ok(Embedded { version: nvcc.version, archs, stems: jobs.into_iter().map(|(stem, _)| stem).collect() })
+}
+
+/// Reads what `ptxas -v` said. A function's properties follow its name; only entry functions say for which target.
+fn resources(said: &str) -> Vec<Resource> {
+    let quoted = |text: &str| text.split('\'').nth(1).unwrap_or_default().to_string();
+    let mut found: Vec<Resource> = Vec::new();
+    let mut of_entry = false;
+    for line in said.lines() {
+        // "160 bytes stack frame, 0 bytes spill stores", "Used 39 registers, 512 bytes smem"
+        let number = |what: &str| -> Option<u32> {
+            let before = &line[..line.find(what)?];
+            before.rsplit(' ').next()?.parse().ok()
+        };
+        if let Some((_, rest)) = line.split_once("Compiling entry function ") {
+            let (kernel, target) = rest.split_once(" for ").unwrap_or((rest, ""));
+            found.push(Resource { kernel: quoted(kernel), target: quoted(target), numbers: [0; 5] });
+        } else if let Some((_, function)) = line.split_once("Function properties for ") {
+            of_entry = found.last().is_some_and(|f| f.kernel == function.trim());
+        }
+        let Some(Resource { numbers, .. }) = found.last_mut().filter(|_| of_entry) else { continue };
+        if line.contains(" bytes stack frame") {
+            let properties = [" bytes stack frame", " bytes spill stores", " bytes spill loads"];
+            for (place, what) in numbers[2..].iter_mut().zip(properties) {
+                *place = number(what).unwrap_or(0);
+            }
+        } else if line.contains(" registers") && line.contains("Used ") {
+            numbers[0] = number(" registers").unwrap_or(0);
+            numbers[1] = number(" bytes smem").unwrap_or(0);
+            numbers[2] = number(" bytes cumulative stack size").unwrap_or(numbers[2]);
+        }
+    }
+    found
+}
+
+fn table_path(cached: &Path) -> PathBuf {
+    cached.with_extension("resources")
+}
+
+/// For people: aligned columns.
+fn write_table(path: &Path, rows: &[Resource]) -> Outcome<()> {
+    let header = Resource::COLUMNS.map(String::from);
+    let lines: Vec<[String; 7]> = std::iter::once(header).chain(rows.iter().map(Resource::fields)).collect();
+    let widths: [usize; 7] = std::array::from_fn(|i| lines.iter().map(|l| l[i].len()).max().unwrap_or(0));
+    let mut text = String::new();
+    for line in &lines {
+        let _ = write!(text, "{:<w$}  {:<v$}", line[0], line[1], w = widths[0], v = widths[1]);
+        for (field, width) in line[2..].iter().zip(&widths[2..]) {
+            let _ = write!(text, "  {field:>width$}");
+        }
+        text.push('\n');
+    }
+    put(path, text.as_bytes())
 }
 
 /// Compiles one kernel file into the cache, unless it is there.
 fn compile(nvcc: &Nvcc, flags: &[String], stem: &str, cached: &Path) -> Outcome<()> {
-    if cached.is_file() {
+    if cached.is_file() && table_path(cached).is_file() {
         return Ok(());
     }
     let source = format!("{stem}.cu");
@@ -251,42 +340,128 @@ fn compile(nvcc: &Nvcc, flags: &[String], stem: &str, cached: &Path) -> Outcome<
             run.status
         ));
     }
-    for line in said.lines().filter(|l| !l.trim().is_empty()) {
+    let table = resources(&said);
+    let rows: String = table.iter().map(|r| r.fields().join("\t") + "\n").collect();
+    put(&table_path(cached), rows.as_bytes())?; // first: a fatbin in the cache has its table beside it
+    let report = |l: &&str| l.starts_with("ptxas info") || l.contains(" bytes stack frame, ");
+    for line in said.lines().filter(|l| !l.trim().is_empty() && !report(l)) {
         println!("cargo::warning={source}: {line}");
     }
     fs::rename(&unfinished, cached).map_err(|e| format!("{}: cannot rename: {e}", unfinished.display()))
 }
 
 /// One folder for all profiles, in cargo's target directory.
-fn cache_dir(out: &Path) -> PathBuf {
+fn cache_dir(out: &Path, name: &str) -> Outcome<PathBuf> {
     // target/[triple/]profile/build/package-hash/out; cargo puts CACHEDIR.TAG into the top one.
     let top = out.ancestors().find(|dir| dir.join("CACHEDIR.TAG").is_file()).or(out.ancestors().nth(4));
-    top.unwrap_or(out).join("fatbin-cache")
+    let dir = top.unwrap_or(out).join(name);
+    fs::create_dir_all(&dir).map_err(|e| format!("{}: cannot create: {e}", dir.display()))?;
+    Ok(dir)
 }
 
-/// The same kernels as a static library for the host, found by name at run time.
+/// What a compiled file depends on.
+#[derive(Clone)]
+struct Key(Sha256);
+
+impl Key {
+    fn new(compiler: &str, flags: &[String], headers: &[PathBuf]) -> Outcome<Self> {
+        let mut key = Key(Sha256::new());
+        key.add(compiler.as_bytes());
+        flags.iter().for_each(|f| key.add(f.as_bytes()));
+        for header in headers {
+            key.add(header.to_string_lossy().as_bytes());
+            key.add(&read(header)?);
+        }
+        Ok(key)
+    }
+
+    fn add(&mut self, part: &[u8]) {
+        self.0.update((part.len() as u64).to_le_bytes()); // so that no two lists of parts hash alike
+        self.0.update(part);
+    }
+
+    /// The hash of it all and a source.
+    fn of(&self, source: &Path) -> Outcome<String> {
+        let mut key = self.clone();
+        key.add(&read(source)?);
+        Ok(key.0.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+}
+
+/// What the host compiler checks in kernels, reported by kernels/emu/sanitize.cpp. Of `undefined`, left out: `vptr`, which
+/// wants libubsan; `object-size` and `pointer-overflow`, since guard pages find what they would, and they make loops
+/// over a thread's tile of numbers twice as slow again. Clang calls `bounds` `array-bounds`.
 #[cfg(feature = "emu")]
-fn emulation() -> Outcome<()> {
-    let mut sources = files(Path::new(KERNELS), "cu")?;
-    sources.extend(files(&Path::new(KERNELS).join("emu"), "cu")?);
-    sources.extend(files(&Path::new(KERNELS).join("emu"), "cpp")?);
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .opt_level(2)
+const SANITIZERS: &str = "alignment,null,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow,bool,\
+                          enum,return,unreachable,vla-bound,builtin,nonnull-attribute,returns-nonnull-attribute";
+
+/// The same kernels as a static library for the host, found by name at run time. Objects are cached, as this script runs
+/// again whenever the library's source changes.
+#[cfg(feature = "emu")]
+fn emulation(out: &Path) -> Outcome<()> {
+    let needs = |e: String| {
+        format!(
+            "feature `emu` runs the kernels on the host and needs a C++17 compiler (g++ or clang++; set CXX to choose \
+             one): {e}"
+        )
+    };
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++17").opt_level(2).debug(false);
+    let runtime = build.try_get_compiler().map_err(|e| needs(e.to_string()))?;
+    let bounds = if runtime.is_like_clang() { "array-bounds" } else { "bounds" };
+    build
         .flag("-ffp-contract=off") // a*b + c rounds twice, as __fadd_rn(__fmul_rn(a, b), c) does on a GPU
         .flag("-fno-strict-aliasing") // kernels load float4 from float*
-        .flag("-Wno-unknown-pragmas") // #pragma unroll
-        .flag("-xc++") // .cu is no extension that a host compiler knows
-        .files(&sources)
+        .flag(format!("-fsanitize={SANITIZERS},{bounds}"))
+        .flag_if_supported("-fstack-clash-protection") // a large frame does not step over the guard page
+        .flag("-Wno-unknown-pragmas"); // #pragma unroll
+    // Without it every fused multiply-add is a call, 14 times as slow. Same results; this machine runs what it builds.
+    #[cfg(target_arch = "x86_64")]
+    if env::var("HOST") == env::var("TARGET") && is_x86_feature_detected!("fma") {
+        build.flag("-mfma");
+    }
+    let kernels = build.try_get_compiler().map_err(|e| needs(e.to_string()))?;
+    let version = runtime.to_command().arg("--version").output().map_err(|e| needs(e.to_string()))?;
+    let banner = format!("{} {}", runtime.path().display(), String::from_utf8_lossy(&version.stdout));
+
+    let emu = Path::new(KERNELS).join("emu");
+    let cache = cache_dir(out, "emu-cache")?;
+    let included = below(Path::new(KERNELS), &["cuh", "hpp"])?;
+    let mut jobs = Vec::new();
+    for (tool, sources) in
+        [(&kernels, [files(Path::new(KERNELS), "cu")?, files(&emu, "cu")?].concat()), (&runtime, files(&emu, "cpp")?)]
+    {
+        let flags: Vec<String> = tool.args().iter().map(|f| f.to_string_lossy().into_owned()).collect();
+        let key = Key::new(&banner, &flags, &included)?;
+        for source in sources {
+            let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let object = cache.join(format!("{name}-{}.o", key.of(&source)?));
+            jobs.push((tool, source, object));
+        }
+    }
+    parallel(&jobs, |(tool, source, object)| {
+        if object.is_file() {
+            return Ok(());
+        }
+        let unfinished = object.with_extension(format!("{}.tmp", std::process::id()));
+        // .cu is no extension that a host compiler knows.
+        let run = tool.to_command().args(["-x", "c++", "-c"]).arg(source).arg("-o").arg(&unfinished).output();
+        let run = run.map_err(|e| needs(format!("{}: {e}", tool.path().display())))?;
+        let said = String::from_utf8_lossy(&run.stderr);
+        if !run.status.success() {
+            return Err(needs(format!("{} does not compile:\n{said}", source.display())));
+        }
+        for line in said.lines() {
+            println!("cargo::warning={line}");
+        }
+        fs::rename(&unfinished, object).map_err(|e| format!("{}: cannot rename: {e}", unfinished.display()))
+    })?;
+    cc::Build::new()
+        .cpp(true) // links the C++ library
+        .objects(jobs.iter().map(|(_, _, object)| object))
         .link_lib_modifier("+whole-archive") // kernels register themselves: no symbol of theirs is referred to
         .try_compile("sparse_engine_emu")
-        .map_err(|e| {
-            format!(
-                "feature `emu` runs the kernels on the host and needs a C++17 compiler (g++ or clang++; set CXX to \
-                 choose one): {e}"
-            )
-        })
+        .map_err(|e| needs(e.to_string()))
 }
 
 /// Files in `dir` with that extension, sorted.
@@ -300,6 +475,20 @@ fn files(dir: &Path, extension: &str) -> Outcome<Vec<PathBuf>> {
         }
     }
     Ok(found.into_iter().collect())
+}
+
+/// Files in `dir` and below with these extensions, sorted.
+fn below(dir: &Path, extensions: &[&str]) -> Outcome<Vec<PathBuf>> {
+    let cannot = |e: std::io::Error| format!("{}: cannot list: {e}", dir.display());
+    let mut found = extensions.iter().map(|e| files(dir, e)).collect::<Outcome<Vec<_>>>()?.concat();
+    for entry in fs::read_dir(dir).map_err(cannot)? {
+        let path = entry.map_err(cannot)?.path();
+        if path.is_dir() {
+            found.extend(below(&path, extensions)?);
+        }
+    }
+    found.sort();
+    Ok(found)
 }
 
 /// An environment variable; this script runs again when it changes. Empty counts as unset.
@@ -322,6 +511,9 @@ fn write(path: &Path, data: &[u8]) -> Outcome<()> {
     fs::write(path, data).map_err(|e| format!("{}: cannot write: {e}", path.display()))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
+/// The same for a file that another build may be writing too: never half a file.
+fn put(path: &Path, data: &[u8]) -> Outcome<()> {
+    let unfinished = path.with_extension(format!("{}.part", std::process::id()));
+    write(&unfinished, data)?;
+    fs::rename(&unfinished, path).map_err(|e| format!("{}: cannot rename: {e}", unfinished.display()))
 }

@@ -10,7 +10,7 @@ use criterion::{BenchmarkId, Throughput};
 use sparse_engine::backend::Spec;
 use sparse_engine::backend::cpu::CpuBackend;
 use sparse_engine::bench::step::{CheckedStep, Config};
-use sparse_engine::sparsity::{Density, Method};
+use sparse_engine::sparsity::{Density, Method, Pattern};
 use std::time::Duration;
 
 fn main() {
@@ -25,6 +25,7 @@ fn main() {
             classes: 10,
             method,
             density: or_exit(Density::from_density(density)),
+            pattern: Pattern::Unstructured,
             batch: if is_test() { 2 } else { 128 },
             steps: 1,
             warmup: 1,

@@ -21,7 +21,9 @@
     extern __shared__ __align__(16) unsigned char dynamic_shared_raw[]; \
     type* name = reinterpret_cast<type*>(dynamic_shared_raw)
 #define EXPORT_KERNEL(name)
-#define CHECK_ALIGNED(pointer, bytes) ((void)0)
+// What the instruction that follows wants of an address; the emulation reports it, a GPU faults.
+#define CHECK_ALIGNED(pointer, bytes) ((void)(pointer))
+#define CHECK_SHARED(pointer, bytes) ((void)(pointer))
 
 #else
 

@@ -11,9 +11,10 @@ struct StepState {
     float loss_scale;   // the gradient of the loss is multiplied by it, a power of two
     float unscale;      // 1 / loss_scale: gradients are multiplied by it in the update
     uint32_t hold;      // not 0: this step's update writes nothing (a scaled gradient overflowed)
-    uint32_t reserved;
+    uint32_t good;      // steps in a row, the last ones, that were not held
     uint64_t broken; // number, from 1, of the first step whose loss was not finite, 0: none; from then on nothing is updated
     uint64_t step;   // steps begun
-    uint64_t reserved2[2];
+    uint64_t first;  // steps begun before the one that has the first of the learning rates
+    uint64_t batch;  // index in its epoch of the batch that is read; the end of a step adds 1
 };
 static_assert(sizeof(StepState) == 64, "the host writes 64 bytes");

@@ -41,6 +41,11 @@ impl Stream {
         Stream { key: split(seed), high: split(hash) }
     }
 
+    /// Key, then the upper half of the counter: all that a device needs to draw the same blocks.
+    pub fn words(&self) -> [u32; 4] {
+        [self.key[0], self.key[1], self.high[0], self.high[1]]
+    }
+
     /// Block `index`: four random words.
     pub fn block(&self, index: u64) -> [u32; 4] {
         let low = split(index);

@@ -1,6 +1,6 @@
 //! The letters N C H W K R S P Q, once: images N, input channels C, height H, width W, output channels K,
 //! kernel rows R and columns S, output rows P and columns Q.
-//! And the names of the networks.
+//! And the blocks that masks are made of, and the names of the networks.
 
 use std::fmt;
 use std::str::FromStr;
@@ -47,6 +47,58 @@ impl ConvGeom {
     /// Multiply-accumulates of the dense layer for one image, padded taps counted (paper section 6: FLOPs = 2 x MAC).
     pub fn macs(&self) -> u64 {
         self.weights() as u64 * u64::from(self.p()) * u64::from(self.q())
+    }
+}
+
+/// The blocks of a weight tensor that a mask keeps or prunes as a whole: `r` output channels x `c` input channels at
+/// one kernel tap. A linear layer has one tap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct BlockShape {
+    /// Output channels of a block.
+    pub r: u32,
+    /// Input channels of a block.
+    pub c: u32,
+}
+
+impl BlockShape {
+    /// Longest side of a block.
+    pub const MAX_SIDE: u32 = 4096;
+
+    /// Weights of a block.
+    pub fn weights(self) -> usize {
+        self.r as usize * self.c as usize
+    }
+
+    /// Block rows K / r, block columns C / c and taps of a weight of shape K,C,R,S or out,in; `None` where the channels
+    /// do not divide, or it has no input channels.
+    pub fn grid(self, shape: &[usize]) -> Option<[usize; 3]> {
+        let ([k, c, taps @ ..], r, w) = (shape, self.r as usize, self.c as usize) else { return None };
+        let divides = r > 0 && w > 0 && k % r == 0 && c % w == 0;
+        divides.then(|| [k / r, c / w, taps.iter().product()])
+    }
+
+    /// The blocks that strictly ascending positions of the flattened weight consist of: indices (block row * block
+    /// columns + block column) * taps + tap, ascending. `None` if they are not whole blocks, each all there.
+    pub fn blocks(self, shape: &[usize], kept: &[u32]) -> Option<Vec<u32>> {
+        let [rows, cols, taps] = self.grid(shape)?;
+        let (size, inputs) = (shape.iter().product::<usize>(), cols * self.c as usize);
+        let inside = kept.last().is_none_or(|&last| (last as usize) < size);
+        if size == 0 || !inside || !kept.len().is_multiple_of(self.weights()) || !kept.is_sorted_by(|a, b| a < b) {
+            return None;
+        }
+        let mut found = vec![0u32; rows * cols * taps];
+        for position in kept.iter().map(|&p| p as usize) {
+            let (tap, channel, k) = (position % taps, position / taps % inputs, position / taps / inputs);
+            found[(k / self.r as usize * cols + channel / self.c as usize) * taps + tap] += 1;
+        }
+        let whole = found.iter().all(|&n| n == 0 || n as usize == self.weights());
+        whole.then(|| (0u32..).zip(&found).filter(|(_, n)| **n > 0).map(|(block, _)| block).collect())
+    }
+}
+
+impl fmt::Display for BlockShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}x{}", self.r, self.c)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The training loop: a resolved configuration in, a run directory and a summary out. It prints nothing; whoever calls it
 //! watches through an [`Observer`].
 
+mod device;
 mod plan;
 mod run;
 mod setup;
@@ -8,17 +9,18 @@ mod trainer;
 
 use crate::backend::cpu::plan::Plan;
 use crate::backend::cpu::{CpuBackend, Isa};
-use crate::backend::gpu::{self, GpuBackend, cuda::Cuda};
+use crate::backend::gpu::{self, Driver, GpuBackend, LossScale, Precision, cuda::Cuda};
 use crate::backend::{Backend, Spec};
-use crate::checkpoint::{Checkpoint, ParamState};
+use crate::checkpoint::{Checkpoint, NetState, ParamState};
 use crate::config::Config;
 use crate::data::{self, ImageShape, Loader};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Net};
 use crate::report::{Score, Split, Summary};
 use crate::sparsity::Mask;
+use device::{DeviceFed, MOST_RESIDENT_BYTES};
 use plan::PlanFile;
-use run::{Prepared, Run};
+use run::{Prepared, Run, resumed};
 use setup::Setup;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,13 +29,38 @@ use trainer::{HostFed, score};
 /// Which device a run uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Device {
-    /// The best one found.
+    /// A GPU if there is one that can be used, else the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
     /// An NVIDIA GPU; an error (exit code 69) without one.
     Cuda,
+    /// The GPU's kernels on the emulated device.
+    #[cfg(feature = "emu")]
+    Emulated,
+}
+
+impl Device {
+    /// The device itself, where [`Device::Auto`] leaves it open.
+    pub fn found(self) -> Self {
+        match self {
+            Device::Auto if gpu::probe().is_ok() => Device::Cuda,
+            Device::Auto => Device::Cpu,
+            known => known,
+        }
+    }
+}
+
+/// A device, and how exactly it computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct OnDevice {
+    /// Which.
+    pub device: Device,
+    /// Numbers on a GPU; `None`: fp16, or those of the run that is gone on with.
+    pub precision: Option<Precision>,
+    /// Factor of the loss's gradient on a GPU; `None`: what the precision needs.
+    pub loss_scale: Option<LossScale>,
 }
 
 /// What a run needs beside its configuration; none of it but the plan changes a result, and that in rounding only.
@@ -47,7 +74,7 @@ pub struct Options {
     /// allowed to replace.
     pub plan: Option<PathBuf>,
     /// Device.
-    pub device: Device,
+    pub on: OnDevice,
     /// Worker threads; 0: one a core.
     pub threads: usize,
     /// Time between checkpoints inside an epoch; `None`: at the end of each epoch only.
@@ -83,6 +110,10 @@ pub struct StartInfo {
     pub maskable: u64,
     /// Maskable weights kept.
     pub nnz: u64,
+    /// Pattern of the masks, as the configuration names it, if it has blocks.
+    pub pattern: Option<String>,
+    /// Layers in blocks, masked layers, and weights kept in blocks.
+    pub in_blocks: (usize, usize, u64),
     /// FLOPs (2 x MAC) of one image, forward, of the dense network at this input size.
     pub flops_dense: u64,
     /// FLOPs (2 x MAC) of one image, forward, of the sparse network at this input size.
@@ -169,20 +200,65 @@ pub trait Observer {
 pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) -> Result<Summary> {
     let threads = workers(options.threads);
     let options = &Options { threads, ..options.clone() };
-    let cpu = |spec: Spec, plan: Option<&Plan>| CpuBackend::with_plan(spec, threads, Isa::detect(), plan);
-    match options.device {
-        // Only the SGD step has a CUDA kernel so far: until the rest has, the CPU is the best device found.
+    match options.on.device.found() {
         Device::Auto | Device::Cpu => {
+            let cpu = |spec: Spec, plan: Option<&Plan>| CpuBackend::with_plan(spec, threads, Isa::detect(), plan);
             let setup = Setup::new(config)?;
-            Run::new(&setup, options, host_fed(&setup, options, cpu)?)?.finish(observer)
+            let state = resumed(&setup, options)?;
+            Run::new(&setup, options, state, host_fed(&setup, options, cpu)?)?.finish(observer)
         }
         Device::Cuda => {
             gpu::probe()?;
-            let setup = Setup::new(config)?;
-            let make = |spec: Spec, plan: Option<&Plan>| GpuBackend::new(Cuda::open()?, cpu(spec, plan)?);
-            Run::new(&setup, options, host_fed(&setup, options, make)?)?.finish(observer)
+            on_gpu(config, options, &Cuda::open, observer)
+        }
+        #[cfg(feature = "emu")]
+        Device::Emulated => {
+            use crate::backend::gpu::emu::{Emulated, Order};
+            on_gpu(config, options, &|| Emulated::new(Order::Ascending), observer)
         }
     }
+}
+
+/// Runs on the device that `open` opens.
+fn on_gpu<D: Driver>(
+    config: &Config,
+    options: &Options,
+    open: &dyn Fn() -> Result<D>,
+    observer: &mut dyn Observer,
+) -> Result<Summary> {
+    let setup = Setup::new(config)?;
+    let state = resumed(&setup, options)?;
+    let file = plan::gpu_plan_of_run(options)?;
+    let (precision, scale) = plan::numbers(options, file.as_ref())?;
+    let batch = setup.largest_batch();
+    // Gone before the network is there, as in `host_fed`.
+    let bytes_dense =
+        Net::new(&setup.graph, &[], batch, |spec| GpuBackend::new(open()?, spec, precision, None))?.backend().bytes();
+    let net = Net::new(&setup.graph, &setup.masks, batch, |spec| {
+        let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
+        GpuBackend::new(open()?, spec, precision, plan)
+    })?;
+    let gpu_plan = Some(net.backend().plan().clone());
+    let names = setup.graph.convs().iter().map(|c| c.name.as_str());
+    let plan = Plan::default_for(&net.program().spec, names);
+    let planned = (plan.layers.len(), 0);
+    if setup.train.len() * setup.data.shape.numel() > MOST_RESIDENT_BYTES {
+        // Batches from the host have no loss scale.
+        if precision == Precision::F16 {
+            return Err(Error::Usage(format!(
+                "--precision fp16: the {} training images of {} are more than the {} GiB that are kept on a GPU; use \
+                 --precision bf16",
+                setup.train.len(),
+                setup.data.shape,
+                MOST_RESIDENT_BYTES >> 30
+            )));
+        }
+        let trainer = HostFed::new(&setup, options.threads, net);
+        return Run::new(&setup, options, state, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?
+            .finish(observer);
+    }
+    let trainer = DeviceFed::new(&setup, net, scale)?;
+    Run::new(&setup, options, state, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?.finish(observer)
 }
 
 /// The network on what `make` builds for it with a plan, or without for the default one.
@@ -202,7 +278,8 @@ fn host_fed<'a, B: Backend<Real = f32>>(
     let default = Plan::default_for(&net.program().spec, names);
     let plan = file.map_or_else(|| default.clone(), |f| f.plan);
     let planned = (plan.layers.len(), plan.differences(&default).count());
-    Ok(Prepared { trainer: HostFed::new(setup, options.threads, net), bytes_dense, plan, planned })
+    let trainer = HostFed::new(setup, options.threads, net);
+    Ok(Prepared { trainer, bytes_dense, plan, gpu_plan: None, planned })
 }
 
 /// The network and the masks of a configuration: what [`train`] would train.
@@ -233,6 +310,7 @@ pub fn evaluate(
     batch: usize,
     threads: usize,
     plan: Option<&Path>,
+    on: OnDevice,
 ) -> Result<Score> {
     let threads = workers(threads);
     let Checkpoint { net: state, meta } = Checkpoint::load(checkpoint)?;
@@ -264,15 +342,57 @@ pub fn evaluate(
     let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
     let batch = batch.min(images.len()).max(1);
     let masked = state.params.iter().filter(|p| p.kept.is_some());
-    let mask =
-        |p: &ParamState| Mask { name: p.name.clone(), shape: p.shape.clone(), density: 1.0, kept: p.kept.clone() };
-    let masks: Vec<Mask> = masked.map(mask).collect();
-    let file = PlanFile::of_checkpoint(plan, checkpoint)?;
-    let make = |spec: Spec| {
-        let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
-        CpuBackend::with_plan(spec, threads, Isa::detect(), plan)
+    let mask = |p: &ParamState| Mask {
+        name: p.name.clone(),
+        shape: p.shape.clone(),
+        density: 1.0,
+        kept: p.kept.clone(),
+        block: meta.config.pattern.block_of(&p.shape, p.kept.as_deref()),
     };
-    let mut net = Net::new(&graph, &masks, batch, make)?;
-    net.load(&state)?;
-    Ok(score(&mut net, &Loader::new(images, batch, preprocess, None, 0, threads)?))
+    let masks: Vec<Mask> = masked.map(mask).collect();
+    let loader = Loader::new(images, batch, preprocess, None, 0, threads)?;
+    match on.device.found() {
+        Device::Auto | Device::Cpu => {
+            let file = PlanFile::of_checkpoint(plan, checkpoint)?;
+            let make = |spec: Spec| {
+                let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
+                CpuBackend::with_plan(spec, threads, Isa::detect(), plan)
+            };
+            let mut net = Net::new(&graph, &masks, batch, make)?;
+            net.load(&state)?;
+            Ok(score(&mut net, &loader))
+        }
+        Device::Cuda => {
+            gpu::probe()?;
+            evaluate_on_gpu(&graph, &masks, &state, &loader, batch, plan, checkpoint, on, Cuda::open)
+        }
+        #[cfg(feature = "emu")]
+        Device::Emulated => {
+            use crate::backend::gpu::emu::{Emulated, Order};
+            let open = || Emulated::new(Order::Ascending);
+            evaluate_on_gpu(&graph, &masks, &state, &loader, batch, plan, checkpoint, on, open)
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)]
+fn evaluate_on_gpu<D: Driver>(
+    graph: &Graph,
+    masks: &[Mask],
+    state: &NetState,
+    loader: &Loader,
+    batch: usize,
+    plan: Option<&Path>,
+    checkpoint: &Path,
+    on: OnDevice,
+    open: impl Fn() -> Result<D>,
+) -> Result<Score> {
+    let file = plan::gpu_plan_of_checkpoint(plan, checkpoint, on)?;
+    let precision = on.precision.or(file.as_ref().map(|f| f.plan.precision)).unwrap_or(Precision::F16);
+    let mut net = Net::new(graph, masks, batch, |spec| {
+        let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
+        GpuBackend::new(open()?, spec, precision, plan)
+    })?;
+    net.load(state)?;
+    Ok(score(&mut net, loader))
 }

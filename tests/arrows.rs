@@ -10,7 +10,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("shape", &[]),
         ("rng", &[]),
         ("backend", &["shape", "error"]),
-        ("sparsity", &["rng", "error"]),
+        ("sparsity", &["rng", "shape", "error"]),
         ("data", &["rng", "error"]),
         ("config", &["data", "shape", "sparsity", "error"]),
         ("optim", &["config", "error"]),

@@ -12,7 +12,7 @@ use sparse_engine::backend::{Backend, Spec};
 use sparse_engine::bench::kernels::{self, Case, CheckedConv, Op, Pass};
 use sparse_engine::bench::step::{self, CheckedStep, Config, Dense};
 use sparse_engine::shape::ConvGeom;
-use sparse_engine::sparsity::{Density, Method};
+use sparse_engine::sparsity::{Density, Method, Pattern};
 use std::time::Duration;
 
 fn small(model: &str, batch: usize) -> Config {
@@ -24,6 +24,7 @@ fn small(model: &str, batch: usize) -> Config {
         classes: 5,
         method: Method::Erk,
         density: Density::from_density(0.2).unwrap(),
+        pattern: Pattern::Unstructured,
         batch,
         steps: 2,
         warmup: 2,
@@ -254,7 +255,7 @@ fn json_has_what_is_promised() {
             assert!(above > 0.0 && above < 200e6, "{prefix}: {above}");
         }
     }
-    assert_eq!(all["checked"], true);
+    assert_eq!((&all["checked"], &all["pattern"]), (&true.into(), &"unstructured".into()));
     assert!(all["sparse_over_dense"]["median"].as_f64().unwrap() > 0.0);
     assert!(all["machine"]["cores"].as_u64().unwrap() >= 1 && all.as_object().unwrap().contains_key("commit"));
 }
@@ -322,6 +323,7 @@ fn wrong_arguments_are_refused() {
         ("bench", 2, "step"),
         ("bench step --model resnet21", 2, "resnet21"),
         ("bench step --method best", 2, "uniform"),
+        ("bench step --pattern block:4", 2, "block:16x16"),
         ("bench step --sparsity 1", 2, "sparsity"),
         ("bench step --method dense --sparsity 0.5", 2, "dense"),
         ("bench step --batch 0", 2, "batch"),

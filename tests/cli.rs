@@ -41,6 +41,7 @@ fn help_tells_a_newcomer_what_to_do() {
         "--config",
         "--set",
         "--data",
+        "--pattern",
         "--device",
         "--epochs",
         "--seed",
@@ -121,6 +122,8 @@ fn all_faults_are_reported_at_once_one_a_line() {
     for part in ["sparsity: wanted", "did you mean momentum?", "\"dense\", \"uniform\", \"erk\"", "epochs: wanted"] {
         assert!(lines.iter().any(|l| l.contains(part)), "{part}: {lines:#?}");
     }
+    let lines = refused(&["train", "--pattern", "block:16", "--set", "mask_draw=toss"], 2);
+    assert!(lines.len() == 2 && lines.iter().any(|l| l.contains("pattern: wanted \"unstructured\"")), "{lines:?}");
     for bad in ["sparsity=-0.5", "sparsity=nan", "density=0", "sparsity=1.0"] {
         assert_eq!(refused(&["train", "--set", bad], 2).len(), 1, "{bad}");
     }

@@ -3,7 +3,20 @@
 
 use sparse_engine::backend::SgdStep;
 use sparse_engine::backend::gpu::emu::{Emulated, Order};
-use sparse_engine::backend::gpu::{self, Driver, ops::sgd::sgd_step};
+use sparse_engine::backend::gpu::ops::operand::Element;
+use sparse_engine::backend::gpu::ops::sgd::{Place, SgdStore, copy_values, grads_check, sgd_step};
+use sparse_engine::backend::gpu::ops::state::StepState;
+use sparse_engine::backend::gpu::{self, Driver};
+
+/// A step on the device of `n` elements behind three addresses, without copies.
+fn step_once<D: Driver>(driver: &D, [values, grads, momentum]: [u64; 3], n: usize, state: StepState) {
+    let mut held = driver.alloc(size_of::<StepState>()).unwrap();
+    driver.upload(&mut held, bytemuck::bytes_of(&state)).unwrap();
+    let store = SgdStore { values, n: n as u64, ..SgdStore::default() };
+    // SAFETY: the callers' buffers hold n elements and more.
+    unsafe { sgd_step(driver, Element::F32, &store, grads, momentum, driver.address(&held)) }.unwrap();
+    driver.synchronise().unwrap();
+}
 
 /// Numbers that expose rounding, contraction and flushing of subnormals: mixed magnitudes, zeros, subnormals.
 fn numbers(seed: u64, n: usize) -> Vec<f32> {
@@ -71,9 +84,7 @@ fn check<D: Driver>(driver: &D, n: usize, offset: usize, step: SgdStep) {
         let before = host.clone();
 
         let [v, g, m] = [0, 1, 2].map(|i| driver.address(&bufs[i]) + 4 * offset as u64);
-        // SAFETY: three buffers of n and more elements from there on.
-        unsafe { sgd_step(driver, v, g, m, n, step) }.unwrap();
-        driver.synchronise().unwrap();
+        step_once(driver, [v, g, m], n, step.into());
 
         let (body, [v, g, m]) = (offset..offset + n, &mut host);
         reference_f32(&mut v[body.clone()], &g[body.clone()], &mut m[body.clone()], step);
@@ -109,6 +120,172 @@ fn check_all<D: Driver>(driver: &D) {
             check(driver, 1023, offset, step); // 4: aligned again
         }
     }
+    for n in [1, 5, 1028, 2051] {
+        held_and_broken(driver, n);
+        unscaled(driver, n);
+        check_finite(driver, n);
+        for element in [Element::F32, Element::F16, Element::Bf16] {
+            copies(driver, n, element);
+        }
+    }
+}
+
+fn buffer<D: Driver, T: bytemuck::Pod>(driver: &D, data: &[T]) -> D::Buf {
+    let mut buf = driver.alloc(size_of_val(data)).unwrap();
+    driver.upload(&mut buf, bytemuck::cast_slice(data)).unwrap();
+    buf
+}
+
+fn content<D: Driver, T: bytemuck::Pod>(driver: &D, buf: &D::Buf, n: usize) -> Vec<T> {
+    driver.synchronise().unwrap();
+    let mut data = vec![T::zeroed(); n];
+    driver.download(buf, bytemuck::cast_slice_mut(&mut data)).unwrap();
+    data
+}
+
+fn bits(v: &[f32]) -> Vec<u32> {
+    v.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Nothing is written in a step that is held, nor after a broken one.
+fn held_and_broken<D: Driver>(driver: &D, n: usize) {
+    let data = [1u64, 2, 3].map(|seed| numbers(seed, n));
+    let bufs = data.each_ref().map(|d| buffer(driver, d));
+    let map = buffer(driver, &vec![Place { w: 0, wt: 0 }; n]);
+    let copy = buffer(driver, &[7f32]);
+    let [values, grads, momentum] = bufs.each_ref().map(|b| driver.address(b));
+    let (w, map) = (driver.address(&copy), driver.address(&map));
+    let store = SgdStore { values, map, w, wt: w, n: n as u64 };
+    for (hold, broken) in [(1, 0), (0, 1), (2, u64::MAX)] {
+        let state = buffer(driver, &[StepState { hold, broken, ..STEPS[0].into() }]);
+        // SAFETY: buffers of n elements; nothing is written to the copy that all would share.
+        unsafe { sgd_step(driver, Element::F32, &store, grads, momentum, driver.address(&state)) }.unwrap();
+        for (buf, want) in bufs.iter().zip(&data) {
+            assert_eq!(bits(&content(driver, buf, n)), bits(want), "hold {hold} broken {broken}");
+        }
+        assert_eq!(content::<D, f32>(driver, &copy, 1), [7.0]);
+    }
+}
+
+/// Gradients scaled by a power of two give the same step.
+fn unscaled<D: Driver>(driver: &D, n: usize) {
+    let step = STEPS[0];
+    let [mut v, mut g, mut m] = [1u64, 2, 3].map(|seed| numbers(seed, n));
+    // Neither subnormal nor near the largest, so that scaling is exact.
+    g.iter_mut().for_each(|g| *g = if g.abs() < 1e-20 || g.abs() > 1e20 { 0.25 } else { *g });
+    let scaled: Vec<f32> = g.iter().map(|g| g * 1024.0).collect();
+    let bufs = [&v, &scaled, &m].map(|d| buffer(driver, d));
+    let state = StepState { loss_scale: 1024.0, unscale: 1.0 / 1024.0, ..step.into() };
+    step_once(driver, bufs.each_ref().map(|b| driver.address(b)), n, state);
+    reference_f32(&mut v, &g, &mut m, step);
+    assert_eq!(bits(&content(driver, &bufs[0], n)), bits(&v));
+    assert_eq!(bits(&content(driver, &bufs[1], n)), bits(&scaled));
+    assert_eq!(bits(&content(driver, &bufs[2], n)), bits(&m));
+}
+
+/// Rounds to the nearest number of 8 or 11 significant bits (f16: a multiple of 2^-24), for numbers that are not too large;
+/// exactly for f32.
+fn rounded(v: f32, element: Element) -> f64 {
+    let digits = match element {
+        Element::F32 => return f64::from(v),
+        Element::F16 => 11,
+        Element::Bf16 => 8,
+    };
+    if v == 0.0 {
+        return 0.0;
+    }
+    let least = if element == Element::F16 { -24 } else { -133 };
+    let unit = 2f64.powi((f64::from(v.abs()).log2().floor() as i32 + 1 - digits).max(least));
+    (f64::from(v) / unit).round_ties_even() * unit
+}
+
+fn stored_numbers<D: Driver>(driver: &D, buf: &D::Buf, n: usize, element: Element) -> Vec<f64> {
+    let half = |b: u16| match element {
+        Element::Bf16 => f64::from(f32::from_bits(u32::from(b) << 16)),
+        _ => {
+            let (exponent, rest) = (i32::from(b >> 10 & 31), f64::from(b & 1023));
+            let whole = if exponent > 0 { 1024.0 + rest } else { rest };
+            whole * 2f64.powi(exponent.max(1) - 25) * if b >> 15 == 1 { -1.0 } else { 1.0 }
+        }
+    };
+    match element {
+        Element::F32 => content::<D, f32>(driver, buf, n).into_iter().map(f64::from).collect(),
+        _ => content::<D, u16>(driver, buf, n).into_iter().map(half).collect(),
+    }
+}
+
+/// The copies hold the rounded values where the map says, and what they held elsewhere.
+fn copies<D: Driver>(driver: &D, n: usize, element: Element) {
+    // w: every third place, from the end on; wt: two apart; some have no place in one or both.
+    let map: Vec<Place> = (0..n as u32)
+        .map(|i| Place {
+            w: if i % 5 == 1 { Place::NOWHERE } else { 3 * (n as u32 - 1 - i) },
+            wt: if i % 7 < 2 { Place::NOWHERE } else { 2 * i + 1 },
+        })
+        .collect();
+    let middling = |seed: u64| -> Vec<f32> {
+        numbers(seed, n).into_iter().map(|v| if v.abs() < 1e-3 || v.abs() > 1e3 { 0.3 } else { v }).collect()
+    };
+    let [mut v, g, mut m] = [1u64, 2, 3].map(middling);
+    let bufs = [&v, &g, &m].map(|d| buffer(driver, d));
+    let held_map = buffer(driver, &map);
+    let [values, grads, momentum] = bufs.each_ref().map(|b| driver.address(b));
+    let sizes = [3 * n - 2, 2 * n];
+    for turn in 0..3 {
+        // Ones of the type, which no result is by chance.
+        let one: &[u8] = match element {
+            Element::F32 => &1f32.to_ne_bytes(),
+            Element::F16 => &0x3C00u16.to_ne_bytes(),
+            Element::Bf16 => &0x3F80u16.to_ne_bytes(),
+        };
+        let copies = sizes.map(|len| buffer(driver, &one.repeat(len)));
+        let [w, wt] = copies.each_ref().map(|c| driver.address(c));
+        let store = SgdStore { values, map: driver.address(&held_map), w, wt, n: n as u64 };
+        if turn < 2 {
+            let state = buffer(driver, &[StepState::from(STEPS[1])]);
+            // SAFETY: buffers of n elements, places inside the copies and no two alike.
+            unsafe { sgd_step(driver, element, &store, grads, momentum, driver.address(&state)) }.unwrap();
+            reference_f32(&mut v, &g, &mut m, STEPS[1]);
+        } else {
+            // SAFETY: as above.
+            unsafe { copy_values(driver, element, &store) }.unwrap();
+        }
+        assert_eq!(bits(&content(driver, &bufs[0], n)), bits(&v));
+        let mut want = sizes.map(|len| vec![1.0; len]);
+        for (place, v) in map.iter().zip(&v) {
+            for (at, want) in [place.w, place.wt].into_iter().zip(&mut want) {
+                if at != Place::NOWHERE {
+                    want[at as usize] = rounded(*v, element);
+                }
+            }
+        }
+        for (copy, want) in copies.iter().zip(&want) {
+            let got = stored_numbers(driver, copy, want.len(), element);
+            for (i, (got, want)) in got.iter().zip(want).enumerate() {
+                assert!(got == want, "{element:?} n {n} turn {turn}: copy {i}: got {got:e}, want {want:e}");
+            }
+        }
+    }
+}
+
+/// One bad gradient anywhere holds the step; the largest finite ones do not.
+fn check_finite<D: Driver>(driver: &D, n: usize) {
+    let hold_after = |grads: &[f32]| {
+        let (grads, state) = (buffer(driver, grads), buffer(driver, &[StepState::from(STEPS[0])]));
+        // SAFETY: buffers of these sizes.
+        unsafe { grads_check(driver, driver.address(&grads), n as u64, driver.address(&state)) }.unwrap();
+        content::<D, StepState>(driver, &state, 1)[0]
+    };
+    let mut grads = vec![f32::MAX; n];
+    grads.iter_mut().step_by(2).for_each(|v| *v = f32::MIN);
+    assert_eq!(hold_after(&grads), STEPS[0].into());
+    for at in [0, n / 2, n - 1] {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut grads = grads.clone();
+            grads[at] = bad;
+            assert_eq!(hold_after(&grads), StepState { hold: 1, ..STEPS[0].into() }, "{bad} at {at} of {n}");
+        }
+    }
 }
 
 #[test]
@@ -130,8 +307,7 @@ fn stores_without_neighbours() {
                 driver.upload(buf, bytemuck::cast_slice(data)).unwrap();
             }
             let [v, g, m] = [0, 1, 2].map(|i| driver.address(&bufs[i]));
-            // SAFETY: three buffers of n elements.
-            unsafe { sgd_step(&driver, v, g, m, n, STEPS[0]) }.unwrap();
+            step_once(&driver, [v, g, m], n, STEPS[0].into());
             let [v, g, m] = &mut host;
             reference_f32(v, g, m, STEPS[0]);
             for (buf, want) in bufs.iter().zip(&host) {

@@ -78,18 +78,20 @@ fn json_has_the_documented_keys_and_its_sums_agree() {
     ] {
         let report = json(arguments);
         let keys: Vec<_> = report.as_object().unwrap().keys().map(String::as_str).collect();
-        let wanted = "model width classes channels image_size method density mask_draw seed params maskable nnz macs_dense \
-                      macs_sparse flops_dense flops_sparse train_flops_dense train_flops_sparse layers";
+        let wanted = "model width classes channels image_size method density mask_draw pattern seed params maskable nnz \
+                      macs_dense macs_sparse flops_dense flops_sparse train_flops_dense train_flops_sparse layers";
         assert_eq!(keys, wanted.split_whitespace().collect::<Vec<_>>(), "{arguments}");
         for layer in report["layers"].as_array().unwrap() {
             let keys: Vec<_> = layer.as_object().unwrap().keys().map(String::as_str).collect();
-            assert_eq!(keys, ["name", "shape", "size", "density", "realised", "nnz", "macs", "macs_sparse"]);
+            assert_eq!(keys, ["name", "shape", "size", "density", "realised", "nnz", "macs", "macs_sparse", "pattern"]);
             let number = |key: &str| layer[key].as_u64().unwrap();
             let shape = layer["shape"].as_array().unwrap().iter().map(|side| side.as_u64().unwrap());
             assert_eq!(shape.product::<u64>(), number("size"));
             assert_eq!(layer["realised"].as_f64().unwrap(), number("nnz") as f64 / number("size") as f64);
             assert_eq!(number("macs") * number("nnz"), number("macs_sparse") * number("size"), "{arguments}");
             assert!((1..=number("size")).contains(&number("nnz")), "{arguments}");
+            let pattern = if number("nnz") == number("size") { "dense" } else { "unstructured" };
+            assert_eq!(layer["pattern"], pattern, "{arguments}");
         }
         assert_eq!(report["maskable"], sum(&report, "size"), "{arguments}");
         assert_eq!(report["nnz"], sum(&report, "nnz"), "{arguments}");
@@ -143,6 +145,17 @@ fn bad_arguments_say_what_is_allowed() {
         ("--model resnet21 --density 0.1", "6D+2"),
         ("--method ERK_plus --density 0.1", "dense, uniform, erk"),
         ("--mask-draw random --density 0.1", "exact, bernoulli"),
+        ("--pattern block --density 0.1", "unknown pattern \"block\": wanted \"unstructured\", or \"block:RxC\""),
+        ("--pattern block:16 --density 0.1", "such as block:16x16"),
+        ("--pattern block:0x16 --density 0.1", "1 to 4096 each"),
+        ("--pattern block:x --density 0.1", "1 to 4096 each"),
+        ("--pattern block:+1x1 --density 0.1", "1 to 4096 each"),
+        ("--pattern block:16x16x16 --density 0.1", "1 to 4096 each"),
+        ("--pattern block:99999999999x1 --density 0.1", "1 to 4096 each"),
+        ("--pattern block:4097x1 --density 0.1", "1 to 4096 each"),
+        ("--pattern Block:16x16 --density 0.1", "unknown pattern"),
+        ("--pattern block:4x4 --mask-draw bernoulli --density 0.1", "block:4x4 needs exact counts"),
+        ("--pattern block:4x4 --method uniform --density 0.0001", "layer conv.weight"),
         ("--sparsity 1.0", "below 1"),
         ("--sparsity -0.1", "at least 0"),
         ("--sparsity NaN", "at least 0"),
@@ -186,6 +199,50 @@ fn large_networks_have_their_own_images_and_no_width() {
     let text = inspect("--model resnet18 --sparsity 0.9 --classes 7 --image-size 64").unwrap();
     assert!(text.starts_with("resnet18, on 3x64x64 images of 7 classes\nerk, density 0.1, exact counts\n"), "{text}");
     assert_eq!(text.lines().filter(|line| line.contains(".weight ")).count(), 21);
+}
+
+#[test]
+fn blocks_show_layer_by_layer() {
+    let arguments = "--model vgg19 --method uniform --sparsity 0.9 --pattern block:16x16";
+    let text = inspect(arguments).unwrap();
+    let lines: Vec<_> = text.lines().collect();
+    assert_eq!(lines[1], "uniform, density 0.1, exact counts, block:16x16");
+    let layer =
+        |name: &str| lines.iter().find(|line| line.starts_with(name)).unwrap().split("  ").last().unwrap().trim();
+    assert_eq!(layer("segment0.conv1"), "unstructured: channels");
+    assert_eq!(layer("segment0.conv2"), "block:16x16, 14 of 144");
+    assert_eq!(layer("segment1.conv1"), "unstructured: budget");
+    assert_eq!(layer("segment4.conv4"), "block:16x16, 922 of 9,216");
+    assert_eq!(layer("fc.weight"), "unstructured: channels");
+    for line in [
+        "block:16x16 in 14 of 17 masked layers, 99.6 % of the kept weights",
+        "  2 unstructured, channels: they do not divide by the block",
+        "  1 unstructured, budget: takes up what whole blocks elsewhere leave of it",
+    ] {
+        assert!(lines.contains(&line), "{line}\n{text}");
+    }
+    assert!(text.is_ascii() && text.lines().all(|line| line == line.trim_end()));
+
+    let report = json(arguments);
+    assert_eq!((&report["pattern"], sum(&report, "nnz")), (&"block:16x16".into(), 2_002_400));
+    let layer = |l: usize| &report["layers"][l];
+    assert_eq!((&layer(1)["pattern"], &layer(1)["fallback"]), (&"block:16x16".into(), &Value::Null));
+    assert_eq!((layer(1)["blocks"].to_string(), &layer(1)["nnz"]), ("[14,144]".into(), &3584.into()));
+    assert_eq!((layer(1)["density"].as_f64(), layer(1)["realised"].as_f64()), (Some(0.1), Some(14.0 / 144.0)));
+    assert_eq!((&layer(2)["pattern"], &layer(2)["fallback"]), (&"unstructured".into(), &"budget".into()));
+    assert!(layer(2).get("blocks").is_none());
+
+    // No layer divides: what is kept is what unstructured masks keep, and it is said.
+    let none = inspect("--model resnet20 --width 10 --sparsity 0.9 --pattern block:16x16").unwrap();
+    assert!(none.contains("\nblock:16x16 fits none of 20 masked layers: all are unstructured\n"), "{none}");
+    assert!(none.contains("\n  20 unstructured, channels: they do not divide by the block\n"), "{none}");
+    let counts = |pattern: &str| {
+        let report = json(&format!("--model resnet20 --width 10 --sparsity 0.9 --pattern {pattern}"));
+        report["layers"].as_array().unwrap().iter().map(|l| l["nnz"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(counts("block:16x16"), counts("unstructured"));
+    let dense = inspect("--method dense --pattern block:16x16").unwrap();
+    assert!(dense.contains("\nblock:16x16, nothing to keep in blocks\n"), "{dense}");
 }
 
 /// A writer that fails after `room` bytes.

@@ -14,10 +14,8 @@ use common::{conv, norm, pool, small, step};
 use fault::Fault;
 use sparse_engine::backend::cpu::{CpuBackend, Isa};
 #[cfg(feature = "emu")]
-use sparse_engine::backend::gpu::{
-    GpuBackend,
-    emu::{Emulated, Order},
-};
+use sparse_engine::backend::gpu::emu::{Emulated, Order};
+use sparse_engine::backend::gpu::{self, GpuBackend, Precision, cuda::Cuda};
 use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::backend::{Backend, Spec};
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -36,13 +34,46 @@ fn cpu() {
     }
 }
 
+#[cfg(feature = "emu")]
+fn emulated_gpu(order: Order, precision: Precision) {
+    common::suite(&|spec| GpuBackend::new(Emulated::new(order).unwrap(), spec, precision, None).unwrap());
+}
+
+// Each kernel that the precisions share runs in both orders of the threads; so do the tensor cores' kernels of one of them.
 #[test]
 #[cfg(feature = "emu")]
-fn emulated_gpu() {
-    for order in Order::BOTH {
-        common::suite(&|spec| {
-            GpuBackend::new(Emulated::new(order).unwrap(), CpuBackend::new(spec, 1).unwrap()).unwrap()
-        });
+fn emulated_gpu_f32() {
+    emulated_gpu(Order::Ascending, Precision::F32);
+}
+
+#[test]
+#[cfg(feature = "emu")]
+fn emulated_gpu_f16() {
+    Order::BOTH.into_iter().for_each(|order| emulated_gpu(order, Precision::F16));
+}
+
+#[test]
+#[cfg(feature = "emu")]
+fn emulated_gpu_bf16() {
+    emulated_gpu(Order::Descending, Precision::Bf16);
+}
+
+#[test]
+#[cfg(feature = "emu")]
+fn emulated_gpu_tf32() {
+    emulated_gpu(Order::Descending, Precision::Tf32);
+}
+
+/// The same on a real GPU, where there is one.
+#[test]
+fn real_gpu() {
+    match gpu::probe() {
+        Ok(_) => {
+            for precision in Precision::ALL {
+                common::suite(&|spec| GpuBackend::new(Cuda::open().unwrap(), spec, precision, None).unwrap());
+            }
+        }
+        Err(why) => drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {why}\n"))),
     }
 }
 

@@ -195,6 +195,7 @@ fn hashes_tell_positions_names_and_shapes_apart() {
         shape: shape.to_vec(),
         density,
         kept: kept.map(Into::into),
+        block: None,
     };
     // Fixed for good: sha256(b"sparse-engine mask 1" + struct.pack("<Q4sQQQQQQ", 4, b"conv", 2, 2, 3, 2, 1, 4)).
     let reference = mask_hash(&mask("conv", &[2, 3], Some(&[1, 4]), 0.3));

@@ -9,12 +9,13 @@ use sparse_engine::checkpoint::{Checkpoint, NetState};
 use sparse_engine::data::{Batch, Loader, open};
 use sparse_engine::graph::Net;
 use sparse_engine::report::{Score, Split, Summary};
-use sparse_engine::train::{evaluate, train};
+use sparse_engine::train::{Device, OnDevice, evaluate, train};
 use sparse_engine::{models, sparsity};
 use std::fs;
 use std::process::{Command, Stdio};
 use support::*;
 
+const CPU: OnDevice = OnDevice { device: Device::Cpu, precision: None, loss_scale: None };
 const FORMATS: &str = include_str!("../docs/formats.md");
 
 /// Keys of the first column of the table below a heading.
@@ -294,7 +295,7 @@ fn it_learns() {
         let score = s.results.test_last.score;
         assert!(score.accuracy >= 0.8 && score.loss < 0.8, "{name}: {score:?}, chance is 0.25");
         // Another batch size and another number of threads change no result beyond rounding.
-        let again = evaluate(&lab.path(name).join("last.safetensors"), None, Split::Test, 7, 3, None).unwrap();
+        let again = evaluate(&lab.path(name).join("last.safetensors"), None, Split::Test, 7, 3, None, CPU).unwrap();
         assert_eq!(again.accuracy, score.accuracy);
         assert!(((again.loss - score.loss).abs() <= 1e-6 * score.loss), "{again:?} {score:?}");
     }

@@ -146,8 +146,8 @@ def masks(net, method, sparsity, below):
     for w, keep in zip(weights, layer_counts([tuple(w.shape) for w in weights], method, 1 - sparsity)):
         if 1 <= keep - 1 < below * w.numel() <= keep:
             keep -= 1
-        flat = torch.zeros(w.numel())
-        flat[torch.randperm(w.numel())[:keep]] = 1
+        flat = torch.zeros(w.numel(), device=w.device)
+        flat[torch.randperm(w.numel(), device=w.device)[:keep]] = 1
         drawn.append(torch.empty_like(w).copy_(flat.view(w.shape)))
     return drawn
 

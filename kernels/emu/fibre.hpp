@@ -1,40 +1,22 @@
-// Switching between stacks: nine instructions on x86-64, ucontext elsewhere (which makes two system calls a switch).
+// Switching between stacks: sixteen instructions on x86-64, ucontext elsewhere (which makes two system calls a switch).
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
+
+#if defined(__x86_64__) && defined(__ELF__) && !defined(EMU_UCONTEXT)
+#define EMU_FAST_SWITCH
+#else
+#include <ucontext.h>
+#endif
 
 namespace emu {
 
-#if defined(__x86_64__) && defined(__ELF__) && !defined(EMU_UCONTEXT)
+#ifdef EMU_FAST_SWITCH
 
-// Saves the callee-saved registers on the running stack, its pointer in *from, and goes on at `to`.
+// Saves the callee-saved registers on the running stack, its pointer in *from, and goes on at `to` (fibre.cpp).
 extern "C" void sparse_engine_emu_switch(void** from, void* to);
-asm(R"(
-    .pushsection .text
-    .globl sparse_engine_emu_switch
-    .hidden sparse_engine_emu_switch
-    .type sparse_engine_emu_switch, @function
-sparse_engine_emu_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-    .size sparse_engine_emu_switch, .-sparse_engine_emu_switch
-    .popsection
-)");
-
+// The same; faster if `to` waits where `from` does.
+extern "C" void sparse_engine_emu_switch_alike(void** from, void* to);
 struct Context {
     void* sp = nullptr;
     // Makes the next switch here call `entry`, which must not return.
@@ -46,11 +28,10 @@ struct Context {
         sp = top;
     }
     void go(Context& to) { sparse_engine_emu_switch(&sp, to.sp); }
+    void go_alike(Context& to) { sparse_engine_emu_switch_alike(&sp, to.sp); }
 };
 
 #else
-
-#include <ucontext.h>
 
 struct Context {
     ucontext_t state;
@@ -62,6 +43,7 @@ struct Context {
         makecontext(&state, entry, 0);
     }
     void go(Context& to) { swapcontext(&state, &to.state); }
+    void go_alike(Context& to) { go(to); }
 };
 
 #endif

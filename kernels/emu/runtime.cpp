@@ -1,241 +1,276 @@
-// The emulated device: memory with guard pages, and launches in which each thread is a fibre. See cuda.hpp.
-#include "cuda.hpp"
-#include "fibre.hpp"
+// Launches on the emulated device: each thread is a fibre, blocks run one after another. See cuda.hpp.
+//
+// A warp runs until each of its lanes waits at a barrier or has returned; then the next one. Lanes hand over to each
+// other without a way through the scheduler. A block costs about as many stack switches as threads x (barriers + 1).
+#include "device.hpp"
 
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <new>
 #include <sys/mman.h>
-#include <unistd.h>
-
-#ifndef MAP_NORESERVE // not on every BSD
-#define MAP_NORESERVE 0
-#endif
 
 namespace emu {
 
 __thread View view;
+__thread Device* device;
 
 namespace {
 
-constexpr unsigned MAX_THREADS = 1024; // a block, as on every CUDA device
-constexpr size_t STACK = 64 << 10;     // a fibre
-constexpr size_t SHARED_BYTES = 48 << 10; // static and dynamic together, without opting in to more
-constexpr unsigned MAX_STATICS = 64;
-
-enum class State : uint8_t { ready, barrier, exchange, done };
-
-struct Fibre {
-    Context context;
-    State state;
-    int line;          // of the barrier or shuffle it waits in
-    unsigned mask;     // of the shuffle
-    unsigned source;   // lane it reads
-    uint64_t value;    // what it gave, then what it gets
-    Work work;         // of a collective; null: a shuffle
-    void* slot;        // what it gave to the collective
-};
-
-struct Device {
-    Context host;
-    Fibre fibres[MAX_THREADS];
-    unsigned char* stacks = nullptr; // MAX_THREADS times guard page and stack
-    size_t page = 0;
-    unsigned char* shared = nullptr; // SHARED_BYTES, then a guard page
-    size_t dynamic_bytes = 0, static_bytes = 0;
-    struct {
-        const void* key;
-        void* at;
-    } statics[MAX_STATICS];
-    unsigned static_count = 0;
-    unsigned threads = 0, current = 0;
-    const Kernel* kernel = nullptr;
-    void** args = nullptr;
-    bool failed = false;
-    char message[512];
-};
-
-__thread Device* device;
+constexpr int NOT_BEGUN = -1; // as a line
 const Kernel* kernels; // set by constructors before main, read-only afterwards
 
-size_t page_bytes() { return size_t(sysconf(_SC_PAGESIZE)); }
-
-unsigned char* reserve(size_t bytes) {
-    void* at = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return at == MAP_FAILED ? nullptr : static_cast<unsigned char*>(at);
+void vsay(const char* format, va_list list) {
+    Device& d = *device;
+    const int used = snprintf(d.message, sizeof d.message, "kernel %s, block (%u, %u, %u): ", d.kernel->name, view.block.x,
+                              view.block.y, view.block.z);
+    if (used > 0 && size_t(used) < sizeof d.message)
+        vsnprintf(d.message + used, sizeof d.message - size_t(used), format, list);
+    d.failed = true;
 }
 
-void say(const char* format, ...) {
-    va_list list;
-    va_start(list, format);
-    const int used = snprintf(device->message, sizeof device->message, "kernel %s, block (%u, %u, %u): ",
-                              device->kernel->name, view.block.x, view.block.y, view.block.z);
-    if (used > 0 && size_t(used) < sizeof device->message)
-        vsnprintf(device->message + used, sizeof device->message - size_t(used), format, list);
-    va_end(list);
-    device->failed = true;
+Fibre& me() { return device->fibres[device->current]; }
+
+// The next lane that is to run, of those in `ready` (not 0).
+unsigned pick(unsigned ready, bool descending) {
+    return unsigned(descending ? 31 - __builtin_clz(ready) : __builtin_ctz(ready));
 }
 
-void wait(State state, int line) {
-    Fibre& me = device->fibres[device->current];
-    me.state = state;
-    me.line = line;
-    me.context.go(device->host);
+// Stops the running fibre: on to the next lane of its warp that can run, in order, else to the scheduler.
+void stop(State state, int line) {
+    Device& d = *device;
+    Fibre& from = me();
+    Warp& warp = d.warps[d.current / 32];
+    const unsigned lane = d.current % 32;
+    from.state = state;
+    from.line = line;
+    warp.ready &= ~(1u << lane);
+    const unsigned later = d.descending ? warp.ready & ((1u << lane) - 1) : warp.ready & ~((2u << lane) - 1);
+    if (later && !d.failed) {
+        d.current = d.current - lane + pick(later, d.descending);
+        view.thread = me().index;
+        Fibre& to = me();
+        if (to.line != NOT_BEGUN) {
+            from.context.go_alike(to.context);
+        } else {
+            from.context.go(to.context);
+        }
+    } else {
+        d.running = false;
+        from.context.go(d.host);
+    }
 }
 
 void entry() {
     device->kernel->call(device->args);
-    wait(State::done, 0);
+    if (device->any_copies) check_copies_waited_for();
+    device->warps[device->current / 32].alive &= ~(1u << device->current % 32);
+    stop(State::done, 0);
     abort(); // a finished fibre is never resumed
 }
 
+// From the scheduler.
 void resume(unsigned thread) {
-    const uint3& b = view.block_dim;
-    view.thread = {thread % b.x, thread / b.x % b.y, thread / b.x / b.y};
-    device->current = thread;
-    device->host.go(device->fibres[thread].context);
+    Device& d = *device;
+    d.current = thread;
+    view.thread = d.fibres[thread].index;
+    d.running = true;
+    d.host.go(d.fibres[thread].context);
 }
 
-// Serves lane `thread`'s shuffle if every lane of its mask that still runs has arrived at the same one.
-bool serve(unsigned thread) {
-    Fibre* warp = device->fibres + thread / 32 * 32;
-    const unsigned lanes = device->threads - thread / 32 * 32 < 32 ? device->threads - thread / 32 * 32 : 32;
-    const Fibre asked = device->fibres[thread];
-    for (unsigned l = 0; l < lanes; ++l) {
-        if (!(asked.mask >> l & 1) || warp[l].state == State::done) continue;
-        if (warp[l].state != State::exchange || warp[l].line != asked.line || warp[l].mask != asked.mask ||
-            warp[l].work != asked.work)
-            return false;
-    }
-    if (asked.work) {
-        void* slots[32] = {};
-        for (unsigned l = 0; l < lanes; ++l) {
-            if (!(asked.mask >> l & 1) || warp[l].state != State::exchange) continue;
-            slots[l] = warp[l].slot;
-            warp[l].state = State::ready;
-        }
-        asked.work(slots);
-        return true;
-    }
-    uint64_t given[32];
-    memset(given, 0xFF, sizeof given);
-    for (unsigned l = 0; l < lanes; ++l)
-        if (asked.mask >> l & 1 && warp[l].state == State::exchange) given[l] = warp[l].value;
-    for (unsigned l = 0; l < lanes; ++l) {
-        if (!(asked.mask >> l & 1) || warp[l].state != State::exchange) continue;
-        warp[l].value = given[warp[l].source % 32];
-        warp[l].state = State::ready;
+// Whether every lane of `thread`'s mask that still runs waits in the same shuffle.
+bool matched(unsigned thread) {
+    const Fibre& asked = device->fibres[thread];
+    const Fibre* lanes = device->fibres + thread / 32 * 32;
+    const Warp& warp = device->warps[thread / 32];
+    const unsigned wanted = asked.mask & warp.alive;
+    if (wanted & ~warp.waiting) return false;
+    for (unsigned left = wanted; left; left &= left - 1) {
+        const Fibre& other = lanes[__builtin_ctz(left)];
+        if (other.line != asked.line || other.mask != asked.mask || other.work != asked.work) return false;
     }
     return true;
+}
+
+// Does it, on behalf of all of them.
+void complete(unsigned thread) {
+    const Fibre& asked = device->fibres[thread];
+    Fibre* lanes = device->fibres + thread / 32 * 32;
+    Warp& warp = device->warps[thread / 32];
+    const unsigned taking_part = asked.mask & warp.alive;
+    if (asked.work) {
+        void* slots[32] = {};
+        for (unsigned left = taking_part; left; left &= left - 1)
+            slots[__builtin_ctz(left)] = lanes[__builtin_ctz(left)].slot;
+        asked.work(slots);
+    } else {
+        uint64_t given[32];
+        memset(given, POISON, sizeof given);
+        for (unsigned left = taking_part; left; left &= left - 1)
+            given[__builtin_ctz(left)] = lanes[__builtin_ctz(left)].value;
+        for (unsigned left = taking_part; left; left &= left - 1) {
+            Fibre& lane = lanes[__builtin_ctz(left)];
+            lane.value = given[lane.source % 32];
+        }
+    }
+    for (unsigned left = taking_part; left; left &= left - 1) lanes[__builtin_ctz(left)].state = State::ready;
+    warp.waiting &= ~taking_part;
+    warp.ready |= taking_part;
+}
+
+// Waits for the shuffle that the running fibre has filled in.
+void meet(int line) {
+    Fibre& f = me();
+    Warp& warp = device->warps[device->current / 32];
+    if (!(f.mask >> lane() & 1))
+        fail("lane %u calls a shuffle at line %d with mask %#x, which lacks it", lane(), line, f.mask);
+    f.state = State::exchange;
+    f.line = line;
+    warp.waiting |= 1u << lane();
+    if (!matched(device->current)) stop(State::exchange, line);
+    // Still waiting: it is the last to come, or the scheduler found that nobody else will.
+    if (f.state == State::exchange) complete(device->current);
+}
+
+// Runs a warp until none of its lanes can go on; false after a failure.
+bool run_warp(unsigned index) {
+    Device& d = *device;
+    Warp& warp = d.warps[index];
+    for (;;) {
+        while (warp.ready) {
+            resume(index * 32 + pick(warp.ready, d.descending));
+            if (d.failed) return false; // its fibres are abandoned: kernels own nothing that needs destroying
+        }
+        // Lanes that returned meanwhile are not waited for.
+        unsigned left = warp.waiting;
+        while (left && !matched(index * 32 + unsigned(__builtin_ctz(left)))) left &= left - 1;
+        if (!left) return true;
+        warp.ready |= left & -left; // it completes the shuffle for all
+    }
 }
 
 const char* describe(State s) {
     return s == State::barrier ? "waits at a barrier" : s == State::exchange ? "waits in a shuffle" : "has returned";
 }
 
-// No thread can run. True if a barrier or shuffle could be completed, or all are done; false after reporting why not.
-bool unblock(bool& done) {
-    Fibre* f = device->fibres;
-    bool served = false, same = true;
-    for (unsigned t = 0; t < device->threads; ++t) {
-        if (f[t].state == State::exchange) served |= serve(t);
+// No thread can run. True if a barrier could be completed; false if all are done or after reporting why not.
+bool unblock() {
+    Device& d = *device;
+    Fibre* f = d.fibres;
+    bool same = f[0].state != State::exchange;
+    unsigned given = 0;
+    for (unsigned t = 0; t < d.threads; ++t) {
         same &= f[t].state == f[0].state && f[t].line == f[0].line;
+        given += unsigned(f[t].value);
     }
-    if (served) return true;
-    if (same && f[0].state == State::done) return done = true;
-    if (same && f[0].state == State::barrier) {
-        for (unsigned t = 0; t < device->threads; ++t) f[t].state = State::ready;
+    if (same && f[0].state == State::done) return false;
+    if (same) {
+        for (unsigned t = 0; t < d.threads; ++t) {
+            f[t].state = State::ready;
+            f[t].value = given;
+        }
+        for (unsigned w = 0; w * 32 < d.threads; ++w) d.warps[w].ready = d.warps[w].alive;
         return true;
     }
     unsigned a = 0; // a thread that waits, and one that keeps it waiting
     while (f[a].state == State::done) ++a;
     unsigned b = 0;
-    while (f[b].state == f[a].state && f[b].line == f[a].line && b + 1 < device->threads) ++b;
+    while (f[b].state == f[a].state && f[b].line == f[a].line && b + 1 < d.threads) ++b;
     say("divergent %s: thread %u %s at line %d while thread %u %s at line %d",
         f[a].state == State::barrier ? "barrier" : "shuffle", a, describe(f[a].state), f[a].line, b,
         describe(f[b].state), f[b].line);
     return false;
 }
 
-void run_block(bool descending) {
+void run_block() {
     Device& d = *device;
-    d.static_count = 0;
-    d.static_bytes = 0;
-    memset(d.shared, 0xFF, SHARED_BYTES);
+    const unsigned warps = (d.threads + 31) / 32;
+    begin_shared();
     for (unsigned t = 0; t < d.threads; ++t) {
         d.fibres[t].state = State::ready;
-        d.fibres[t].line = 0;
-        d.fibres[t].context.prepare(d.stacks + t * (STACK + d.page) + d.page, STACK, entry);
+        d.fibres[t].line = NOT_BEGUN;
+        // Not all at the same place of a page: their tops would share a few lines of the cache.
+        const size_t used = STACK - t % 32 * 128;
+        d.fibres[t].context.prepare(d.stacks + t * (STACK + d.page) + d.page, used, entry);
     }
-    for (bool done = false; !done;) {
-        bool ran = false;
-        for (unsigned i = 0; i < d.threads; ++i) {
-            const unsigned t = descending ? d.threads - 1 - i : i;
-            if (d.fibres[t].state != State::ready) continue;
-            ran = true;
-            resume(t);
-            if (d.failed) return; // its fibres are abandoned: kernels own nothing that needs destroying
-        }
-        if (!ran && !unblock(done)) return;
+    for (unsigned w = 0; w < warps; ++w) {
+        const unsigned lanes = d.threads - w * 32;
+        d.warps[w].ready = d.warps[w].alive = lanes >= 32 ? ~0u : (1u << lanes) - 1;
+        d.warps[w].waiting = 0;
     }
+    do {
+        for (unsigned w = 0; w < warps; ++w)
+            if (!run_warp(d.descending ? warps - 1 - w : w)) return;
+    } while (unblock());
+    if (!d.failed) end_shared();
 }
 
 } // namespace
 
+void say(const char* format, ...) {
+    va_list list;
+    va_start(list, format);
+    vsay(format, list);
+    va_end(list);
+}
+
 void fail(const char* format, ...) {
-    char text[256];
+    char text[480];
     va_list list;
     va_start(list, format);
     vsnprintf(text, sizeof text, format, list);
     va_end(list);
+    if (!device || !device->running) { // undefined behaviour in a constructor, say
+        fprintf(stderr, "emulated GPU: outside of a kernel: %s\n", text);
+        abort();
+    }
     say("thread (%u, %u, %u): %s", view.thread.x, view.thread.y, view.thread.z, text);
-    wait(State::done, 0);
+    stop(State::done, 0);
     abort();
 }
 
-void barrier(int line) { wait(State::barrier, line); }
+unsigned barrier(int line, int predicate) {
+    Fibre& f = me();
+    f.value = predicate != 0;
+    stop(State::barrier, line);
+    return unsigned(f.value);
+}
 
 unsigned lane() { return device->current % 32; }
 
 uint64_t exchange(unsigned mask, uint64_t value, unsigned source, int line) {
-    Fibre& me = device->fibres[device->current];
-    if (!(mask >> lane() & 1)) fail("lane %u calls a shuffle at line %d with mask %#x, which lacks it", lane(), line, mask);
-    me.mask = mask;
-    me.source = source;
-    me.value = value;
-    me.work = nullptr;
-    me.state = State::exchange;
-    me.line = line;
-    if (!serve(device->current)) wait(State::exchange, line);
-    return me.value;
+    Fibre& f = me();
+    f.mask = mask;
+    f.source = source;
+    f.value = value;
+    f.work = nullptr;
+    meet(line);
+    return f.value;
 }
 
-void collective(void* slot, Work work, int line) {
-    Fibre& me = device->fibres[device->current];
-    me.mask = ~0u;
-    me.slot = slot;
-    me.work = work;
-    me.state = State::exchange;
-    me.line = line;
-    if (!serve(device->current)) wait(State::exchange, line);
+void collective(void* slot, Work work, int line, unsigned mask) {
+    Fibre& f = me();
+    f.mask = mask;
+    f.slot = slot;
+    f.work = work;
+    meet(line);
 }
 
-void* shared_static(const void* key, size_t bytes, size_t align) {
-    Device& d = *device;
-    for (unsigned i = 0; i < d.static_count; ++i)
-        if (d.statics[i].key == key) return d.statics[i].at;
-    const size_t at = (d.static_bytes + align - 1) / align * align;
-    if (d.static_count == MAX_STATICS) fail("more than %u shared variables", MAX_STATICS);
-    if (at + bytes + d.dynamic_bytes > SHARED_BYTES)
-        fail("shared memory: %zu bytes static and %zu dynamic, at most %zu", at + bytes, d.dynamic_bytes, SHARED_BYTES);
-    d.static_bytes = at + bytes;
-    d.statics[d.static_count++] = {key, d.shared + at};
-    return d.shared + at;
+unsigned ballot(unsigned mask, int predicate, int line) {
+    unsigned given = predicate != 0;
+    collective(
+        &given,
+        [](void* slots[32]) {
+            unsigned all = 0;
+            for (unsigned l = 0; l < 32; ++l)
+                if (slots[l]) all |= *static_cast<unsigned*>(slots[l]) << l;
+            for (unsigned l = 0; l < 32; ++l)
+                if (slots[l]) *static_cast<unsigned*>(slots[l]) = all;
+        },
+        line, mask);
+    return given;
 }
-
-// Ends at the guard page, up to the 16 bytes of its alignment.
-void* shared_dynamic() { return device->shared + SHARED_BYTES - (device->dynamic_bytes + 15) / 16 * 16; }
 
 Kernel::Kernel(const char* name, void (*call)(void**), const uint32_t* arg_bytes, uint32_t args)
     : name(name), call(call), arg_bytes(arg_bytes), args(args), next(kernels) {
@@ -244,24 +279,25 @@ Kernel::Kernel(const char* name, void (*call)(void**), const uint32_t* arg_bytes
 
 } // namespace emu
 
-// The C interface of src/backend/gpu/emu.rs, which checks grid, block and shared memory against the limits first.
+// The C interface of src/backend/gpu/emu.rs, which checks grid, block and dynamic shared memory against the limits first.
 extern "C" {
 
 // A device that runs one launch at a time; null if the system gives no memory.
-void* sparse_engine_emu_open() {
+void* sparse_engine_emu_open(uint32_t shared_bytes) {
     using namespace emu;
     const size_t page = page_bytes(), stacks = MAX_THREADS * (STACK + page);
     Device* d = new (std::nothrow) Device;
     if (!d) return nullptr;
     d->page = page;
+    d->shared_room = (shared_bytes + 15 + page) / page * page; // the dynamic part is rounded up to 16 bytes
     d->stacks = reserve(stacks);
-    d->shared = reserve(SHARED_BYTES + page);
-    bool good = d->stacks && d->shared && mprotect(d->shared, SHARED_BYTES, PROT_READ | PROT_WRITE) == 0;
-    for (unsigned t = 0; good && t < MAX_THREADS; ++t)
-        good = mprotect(d->stacks + t * (STACK + page) + page, STACK, PROT_READ | PROT_WRITE) == 0;
-    if (good) return d;
+    d->shared = reserve(d->shared_room + page);
+    if (d->stacks && d->shared && mprotect(d->shared, d->shared_room, PROT_READ | PROT_WRITE) == 0) {
+        memset(d->shared, POISON, d->shared_room);
+        return d;
+    }
     if (d->stacks) munmap(d->stacks, stacks);
-    if (d->shared) munmap(d->shared, SHARED_BYTES + page);
+    if (d->shared) munmap(d->shared, d->shared_room + page);
     delete d;
     return nullptr;
 }
@@ -270,7 +306,7 @@ void sparse_engine_emu_close(void* opened) {
     using namespace emu;
     Device* d = static_cast<Device*>(opened);
     munmap(d->stacks, MAX_THREADS * (STACK + d->page));
-    munmap(d->shared, SHARED_BYTES + d->page);
+    munmap(d->shared, d->shared_room + d->page);
     delete d;
 }
 
@@ -285,54 +321,44 @@ const void* sparse_engine_emu_find(const char* name, const uint32_t** arg_bytes,
     return nullptr;
 }
 
-// Runs a kernel to its end; null, or what went wrong (valid until the device's next launch).
+// Runs a kernel to its end; null, or what went wrong (valid until the device's next launch). `most_shared`: static and
+// dynamic shared memory together.
 const char* sparse_engine_emu_launch(void* opened, const void* kernel, const uint32_t grid[3], const uint32_t block[3],
-                                     uint32_t dynamic_bytes, void** args, int descending) {
+                                     uint32_t dynamic_bytes, uint32_t most_shared, void** args, int descending) {
     using namespace emu;
     Device& d = *static_cast<Device*>(opened);
+    watch_faults();
     device = &d;
     d.kernel = static_cast<const Kernel*>(kernel);
     d.args = args;
     d.dynamic_bytes = dynamic_bytes;
+    d.most_shared = most_shared;
     d.threads = block[0] * block[1] * block[2];
+    d.descending = descending != 0;
+    d.static_peak = 0;
     d.failed = false;
+    view.block = {0, 0, 0};
+    for (; d.stacks_open < d.threads; ++d.stacks_open) {
+        unsigned char* stack = d.stacks + d.stacks_open * (STACK + d.page) + d.page;
+        if (mprotect(stack, STACK, PROT_READ | PROT_WRITE) == 0) continue;
+        say("no memory for the stacks of %u threads: are many devices open (vm.max_map_count)?", d.threads);
+        device = nullptr;
+        return d.message;
+    }
     view.block_dim = {block[0], block[1], block[2]};
     view.grid_dim = {grid[0], grid[1], grid[2]};
+    for (unsigned t = 0; t < d.threads; ++t)
+        d.fibres[t].index = {t % block[0], t / block[0] % block[1], t / block[0] / block[1]};
     const uint64_t blocks = uint64_t(grid[0]) * grid[1] * grid[2];
     for (uint64_t i = 0; i < blocks && !d.failed; ++i) {
         const uint64_t b = descending ? blocks - 1 - i : i;
         view.block = {unsigned(b % grid[0]), unsigned(b / grid[0] % grid[1]), unsigned(b / grid[0] / grid[1])};
-        run_block(descending != 0);
+        run_block();
     }
+    clear_shared();
+    clear_copies();
+    device = nullptr;
     return d.failed ? d.message : nullptr;
-}
-
-// Device memory: it ends at a page without access, up to the 16 bytes of its alignment; another such page lies before
-// it; filled with 0xFF. Null if the system gives none.
-void* sparse_engine_emu_alloc(size_t bytes) {
-    using namespace emu;
-    const size_t page = page_bytes(), used = (bytes + 15) / 16 * 16, body = (used + page - 1) / page * page;
-    unsigned char* at = reserve(body + 2 * page);
-    if (!at || (body && mprotect(at + page, body, PROT_READ | PROT_WRITE) != 0)) return nullptr;
-    memset(at + page, 0xFF, body);
-    return at + page + body - used;
-}
-
-// Any later access faults: the addresses are never used again.
-void sparse_engine_emu_free(void* memory, size_t bytes) {
-    using namespace emu;
-    const size_t page = page_bytes(), used = (bytes + 15) / 16 * 16, body = (used + page - 1) / page * page;
-    if (body == 0) return;
-    mmap(static_cast<unsigned char*>(memory) + used - body, body, PROT_NONE,
-         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
-}
-
-// Whether the up to 15 bytes between the memory's end and the guard page still hold their 0xFF.
-int sparse_engine_emu_intact(const void* memory, size_t bytes) {
-    const unsigned char* end = static_cast<const unsigned char*>(memory) + bytes;
-    for (size_t i = 0; i < (bytes + 15) / 16 * 16 - bytes; ++i)
-        if (end[i] != 0xFF) return 0;
-    return 1;
 }
 
 } // extern "C"

@@ -9,7 +9,7 @@ pub mod cpu;
 pub mod gpu;
 pub mod reference;
 
-use crate::shape::ConvGeom;
+use crate::shape::{BlockShape, ConvGeom};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -145,6 +145,8 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
     /// Kept positions in the flattened logical shape, strictly ascending; `None`: all of them (nothing is stored for them).
     pub kept: Option<Arc<[u32]>>,
+    /// Whole blocks that the kept positions consist of (checked: they do), for kernels that skip pruned blocks.
+    pub block: Option<BlockShape>,
     /// Its part of each flat store (values, gradients, momentum), in ascending order of position.
     pub range: Range<usize>,
 }

@@ -35,6 +35,18 @@ pub struct Progress {
     pub running: Running,
     /// The best epoch so far, by the configuration's `selection`.
     pub best: Option<Best>,
+    /// The dynamic loss scale of a run in fp16.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<Scaling>,
+}
+
+/// Where a dynamic loss scale stands.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scaling {
+    /// Factor of the next step's loss.
+    pub scale: f32,
+    /// Steps in a row, the last ones, without an overflow.
+    pub good: u32,
 }
 
 /// Sums over the batches of an epoch.

@@ -36,6 +36,20 @@ pub(super) fn start_block(i: &StartInfo) -> String {
             }
         },
     );
+    if let Some(pattern) = &i.pattern {
+        let (blocks, masked, weights) = i.in_blocks;
+        line(
+            "pattern",
+            match (masked, blocks) {
+                (0, _) => format!("{pattern}, nothing to keep in blocks"),
+                (_, 0) => format!("{pattern} fits no layer: all are unstructured"),
+                _ => format!(
+                    "{pattern} in {blocks} of {masked} masked layers, {} of the kept weights",
+                    share(weights, i.nnz)
+                ),
+            },
+        );
+    }
     line("parameters", format!("{} stored of {} ({})", count(i.stored), count(i.params), share(i.stored, i.params)));
     let flops = (si(i.flops_sparse), si(i.flops_dense), share(i.flops_sparse, i.flops_dense));
     line("FLOPs", format!("{} of {} an image, forward ({})", flops.0, flops.1, flops.2));
@@ -184,6 +198,8 @@ mod tests {
             stored: 28_639,
             maskable: 270_608,
             nnz: 27_061,
+            pattern: None,
+            in_blocks: (0, 20, 0),
             flops_dense: 62_000_000,
             flops_sparse: 10_700_000,
             image: crate::data::ImageShape { c: 1, h: 28, w: 28 },
@@ -212,7 +228,15 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        assert!(!text.contains("resumed") && !text.contains("\nplan "));
+        assert!(!text.contains("resumed") && !text.contains("\nplan ") && !text.contains("\npattern "));
+        let blocks = |layers, masked| {
+            let in_blocks = (layers, masked, 25_600);
+            start_block(&StartInfo { pattern: Some("block:16x16".into()), in_blocks, ..start() })
+        };
+        let wanted = "\npattern    block:16x16 in 5 of 20 masked layers, 94.6 % of the kept weights\n";
+        assert!(blocks(5, 20).contains(wanted), "{}", blocks(5, 20));
+        assert!(blocks(0, 20).contains("\npattern    block:16x16 fits no layer: all are unstructured\n"));
+        assert!(blocks(0, 0).contains("\npattern    block:16x16, nothing to keep in blocks\n"));
         let text = start_block(&StartInfo { planned: (22, 5), ..start() });
         assert!(text.contains("\nplan       5 of 22 layers run otherwise than by default\n"), "{text}");
         let text = start_block(&StartInfo { resumed_at_step: Some(100), val_images: 0, nnz: 270_608, ..start() });

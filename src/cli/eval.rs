@@ -1,5 +1,6 @@
 //! `sparse-engine eval`.
 
+use super::device::DeviceArgs;
 use super::format;
 use crate::checkpoint::{Checkpoint, Meta};
 use crate::config::Selection;
@@ -30,6 +31,8 @@ pub(super) struct EvalArgs {
     /// Images at a time; it changes nothing but speed and memory
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..=65536))]
     batch_size: u32,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Worker threads [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -59,7 +62,7 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
         SplitArg::Train => Split::Train,
     };
     let (batch, threads, plan) = (args.batch_size as usize, super::threads(args.threads), args.plan.as_deref());
-    let s = evaluate(&path, args.data.as_deref(), split, batch, threads, plan)?;
+    let s = evaluate(&path, args.data.as_deref(), split, batch, threads, plan, args.device.resolve()?)?;
     if !s.loss.is_finite() {
         return Err(Error::Failed(format!(
             "{}: the loss on these images is {}: the network diverged",

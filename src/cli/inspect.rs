@@ -1,13 +1,13 @@
 //! `inspect`: what a network costs dense and sparse, layer by layer, without drawing a batch or training.
 
-use super::format::count;
+use super::format::{count, share};
 use super::network::{Network, NetworkArgs};
 use super::plan_text;
 use super::table::aligned;
 use crate::backend::cpu::plan::{LayerPlan, Plan};
 use crate::error::{Error, Result};
 use crate::report::read_plan;
-use crate::sparsity::{Draw, Method, layer_counts, layer_densities};
+use crate::sparsity::{Draw, Fallback, Form, LayerShare, Mask, Method, Pattern, layer_shares};
 use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
@@ -59,6 +59,7 @@ struct Report {
     method: Method,
     density: f64,
     mask_draw: Draw,
+    pattern: Pattern,
     seed: u64,
     params: usize,
     maskable: usize,
@@ -88,6 +89,14 @@ struct Layer {
     nnz: usize,
     macs: u64,
     macs_sparse: u64,
+    /// "dense", "unstructured" or the blocks it keeps, such as "block:16x16".
+    pattern: String,
+    /// How many blocks it keeps, of how many.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocks: Option<[usize; 2]>,
+    /// Why it is unstructured although blocks were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fallback: Option<Fallback>,
     #[serde(skip_serializing_if = "Option::is_none")]
     plan: Option<Planned>,
 }
@@ -106,20 +115,19 @@ struct Planned {
 impl Report {
     fn new(args: &InspectArgs) -> Result<Self> {
         let network = args.network.resolve()?;
-        let Network { method, density, draw, ref graph, .. } = network;
+        let Network { method, density, draw, pattern, ref graph, .. } = network;
         let maskable = graph.maskable();
-        let densities = layer_densities(&maskable, method, density)?;
-        let counts: Vec<usize> = match draw {
-            Draw::Exact => layer_counts(&maskable, method, density)?, // without the cost of drawing
-            Draw::Bernoulli => network.masks()?.iter().map(|mask| mask.nnz()).collect(),
+        let shares = match draw {
+            Draw::Exact => layer_shares(&maskable, method, density, pattern)?, // without the cost of drawing
+            Draw::Bernoulli => drawn(&network)?,
         };
-        let convs = || graph.convs().iter().zip(&counts);
+        let convs = || graph.convs().iter().zip(shares.iter().map(|share| share.nnz));
         let plan = match &args.plan {
             None => None,
-            Some(None) => Some(Plan::of(convs().map(|(c, &weights)| (c.name.as_str(), c.geom, weights)))),
+            Some(None) => Some(Plan::of(convs().map(|(c, weights)| (c.name.as_str(), c.geom, weights)))),
             Some(Some(path)) => {
                 let mut plan = read_plan(path)?;
-                plan.check(convs().map(|(c, &weights)| (c.geom, weights))).map_err(|what| Error::data(path, what))?;
+                plan.check(convs().map(|(c, weights)| (c.geom, weights))).map_err(|what| Error::data(path, what))?;
                 plan.layers.iter_mut().zip(graph.convs()).for_each(|(l, c)| l.layer.clone_from(&c.name));
                 Some(plan)
             }
@@ -129,9 +137,8 @@ impl Report {
             let plan = plan.as_ref()?.layers[l].plan;
             Some(Planned { plan, patch: plan.patch(&graph.convs()[l].geom), patches: plan.cut[0] * plan.cut[1] })
         };
-        let rows = maskable.into_iter().zip(graph.macs()).zip(densities).zip(&counts).enumerate();
-        for (l, (((tensor, macs), density), &nnz)) in rows {
-            let size = tensor.size();
+        for (l, ((tensor, macs), share)) in maskable.into_iter().zip(graph.macs()).zip(&shares).enumerate() {
+            let (size, LayerShare { density, nnz, form }) = (tensor.size(), *share);
             layers.push(Layer {
                 name: tensor.name,
                 shape: tensor.shape,
@@ -141,6 +148,9 @@ impl Report {
                 nnz,
                 macs,
                 macs_sparse: macs / size as u64 * nnz as u64, // exact: macs = size x output pixels
+                pattern: form.to_string(),
+                blocks: if let Form::Blocks { kept, of, .. } = form { Some([kept, of]) } else { None },
+                fallback: if let Form::Unstructured(why) = form { why } else { None },
                 plan: planned(l),
             });
         }
@@ -155,6 +165,7 @@ impl Report {
             method,
             density: density.value(),
             mask_draw: draw,
+            pattern,
             seed: network.seed,
             params: graph.param_count(),
             maskable: layers.iter().map(|l| l.size).sum(),
@@ -180,16 +191,21 @@ impl Report {
             return text + plan_text::LEGEND + &aligned(&rows, |c| matches!(c, 0 | 1 | 4));
         }
         let head = ["layer", "shape", "size", "density", "realised", "kept", "dense MACs", "sparse MACs"];
-        let mut rows = vec![head.map(String::from)];
+        let mut rows = vec![head.map(String::from).to_vec()];
         for l in &self.layers {
             let shape: Vec<_> = l.shape.iter().map(usize::to_string).collect();
             let numbers = (l.size, l.density, l.realised, l.nnz, l.macs, l.macs_sparse);
             rows.push(row(&l.name, shape.join("x"), numbers));
         }
+        if self.pattern.block().is_some() {
+            rows[0].push("pattern".into());
+            rows.iter_mut().skip(1).zip(&self.layers).for_each(|(row, l)| row.push(l.form()));
+        }
         let realised = self.nnz as f64 / self.maskable as f64;
         let totals = (self.maskable, self.density, realised, self.nnz, self.macs_dense, self.macs_sparse);
         rows.push(row("total", format!("{} tensors", self.layers.len()), totals));
-        text += &aligned(&rows, |c| c < 2);
+        text += &aligned(&rows, |c| c < 2 || c == head.len());
+        text += &self.fallbacks();
 
         let ratio = |sparse: u64, dense: u64| format!("{:.4}", sparse as f64 / dense as f64);
         let line =
@@ -208,9 +224,57 @@ impl Report {
     }
 }
 
-fn row(name: &str, shape: String, numbers: (usize, f64, f64, usize, u64, u64)) -> [String; 8] {
+impl Report {
+    /// What became of the blocks that were asked for.
+    fn fallbacks(&self) -> String {
+        if self.pattern.block().is_none() {
+            return String::new();
+        }
+        let of = |why| self.layers.iter().filter(move |l| l.fallback == Some(why)).count();
+        let in_blocks = || self.layers.iter().filter(|l| l.blocks.is_some());
+        let masked = self.layers.iter().filter(|l| l.nnz < l.size).count();
+        let kept: usize = in_blocks().map(|l| l.nnz).sum();
+        let (layers, percent) = (in_blocks().count(), share(kept as u64, self.nnz as u64));
+        let mut text = match layers {
+            0 if masked == 0 => format!("\n{}, nothing to keep in blocks\n", self.pattern),
+            0 => format!("\n{} fits none of {masked} masked layers: all are unstructured\n", self.pattern),
+            _ => format!("\n{} in {layers} of {masked} masked layers, {percent} of the kept weights\n", self.pattern),
+        };
+        for (why, meaning) in [
+            (Fallback::Channels, "channels: they do not divide by the block"),
+            (Fallback::Density, "density: whole blocks would move it by more than a tenth"),
+            (Fallback::Budget, "budget: takes up what whole blocks elsewhere leave of it"),
+        ] {
+            if of(why) > 0 {
+                text += &format!("  {} unstructured, {meaning}\n", of(why));
+            }
+        }
+        text
+    }
+}
+
+impl Layer {
+    fn form(&self) -> String {
+        match (self.blocks, self.fallback) {
+            (Some([kept, of]), _) => format!("{}, {} of {}", self.pattern, count(kept as u64), count(of as u64)),
+            (None, Some(why)) => format!("{}: {}", self.pattern, why.name()),
+            (None, None) => self.pattern.clone(),
+        }
+    }
+}
+
+/// What a Bernoulli draw keeps: known once it is drawn.
+fn drawn(network: &Network) -> Result<Vec<LayerShare>> {
+    let share = |mask: Mask| {
+        let form = if mask.kept.is_none() { Form::Dense } else { Form::Unstructured(None) };
+        LayerShare { density: mask.density, nnz: mask.nnz(), form }
+    };
+    Ok(network.masks()?.into_iter().map(share).collect())
+}
+
+fn row(name: &str, shape: String, numbers: (usize, f64, f64, usize, u64, u64)) -> Vec<String> {
     let (size, density, realised, nnz, macs, macs_sparse) = numbers;
-    [
+    vec![
         name.to_string(),
         shape,
         count(size as u64),

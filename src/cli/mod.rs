@@ -2,12 +2,14 @@
 
 mod bench;
 mod blocks;
+mod device;
 mod eval;
 mod format;
 pub mod inspect;
 pub mod network;
 mod plan_text;
 mod progress;
+mod selftest;
 mod signals;
 mod table;
 mod train;
@@ -40,6 +42,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Tune(tune::TuneArgs),
+    Selftest(selftest::SelftestArgs),
 }
 
 /// Parses the command line and runs it.
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Tune(args) => tune::run(args),
+        Command::Selftest(args) => selftest::run(args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

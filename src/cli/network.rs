@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::models;
-use crate::sparsity::{Density, Draw, Mask, Method, draw_masks};
+use crate::sparsity::{Density, Draw, Mask, Method, Pattern, draw_patterns};
 
 /// Which network, for which images, how sparse.
 #[derive(Clone, Debug, clap::Args)]
@@ -38,6 +38,9 @@ pub struct NetworkArgs {
     /// How positions are drawn: exact or bernoulli
     #[arg(long, default_value = "exact")]
     pub mask_draw: String,
+    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels
+    #[arg(long, default_value = "unstructured")]
+    pub pattern: String,
 }
 
 /// What the options say, defaults filled in.
@@ -51,6 +54,7 @@ pub(super) struct Network {
     pub method: Method,
     pub density: Density,
     pub draw: Draw,
+    pub pattern: Pattern,
     pub seed: u64,
     pub graph: Graph,
 }
@@ -63,6 +67,8 @@ impl NetworkArgs {
 
     pub(super) fn resolve(&self) -> Result<Network> {
         let (method, draw): (Method, Draw) = (self.method.parse()?, self.mask_draw.parse()?);
+        let pattern: Pattern = self.pattern.parse()?;
+        pattern.check(draw)?;
         let density = density(method, self.density, self.sparsity)?;
         let model = models::parse(&self.model)?;
         let default = models::default_image(&self.model)?;
@@ -71,13 +77,14 @@ impl NetworkArgs {
         let classes = self.classes.unwrap_or(default.2);
         let graph = models::by_name(&self.model, self.width, channels, classes, image_size)?;
         let width = self.width.or(model.standard_width());
-        Ok(Network { model, width, channels, image_size, classes, method, density, draw, seed: self.seed, graph })
+        let seed = self.seed;
+        Ok(Network { model, width, channels, image_size, classes, method, density, draw, pattern, seed, graph })
     }
 }
 
 impl Network {
     pub(super) fn masks(&self) -> Result<Vec<Mask>> {
-        draw_masks(&self.graph.maskable(), self.method, self.density, self.draw, self.seed)
+        draw_patterns(&self.graph.maskable(), self.method, self.density, self.pattern, self.draw, self.seed)
     }
 
     /// Two lines: the network and its images, how sparse it is.
@@ -88,9 +95,10 @@ impl Network {
             Draw::Exact => "exact counts".to_string(),
             Draw::Bernoulli => format!("Bernoulli draw of mask seed {}", self.seed),
         };
+        let blocks = self.pattern.block().map(|_| format!(", {}", self.pattern)).unwrap_or_default();
         let (model, channels, classes, method) = (&self.model, self.channels, self.classes, self.method);
         format!(
-            "{model}{width}, on {channels}x{size}x{size} images of {classes} classes\n{method}, density {}, {draw}\n",
+            "{model}{width}, on {channels}x{size}x{size} images of {classes} classes\n{method}, density {}, {draw}{blocks}\n",
             self.density.value()
         )
     }

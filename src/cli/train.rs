@@ -1,11 +1,12 @@
 //! `sparse-engine train`.
 
+use super::device::DeviceArgs;
 use super::progress::Progress;
 use super::signals;
 use crate::config::{self, Config, Overrides, RECIPES};
 use crate::error::{Error, Result};
 use crate::report::RunDir;
-use crate::train::{self, Device, Options};
+use crate::train::{self, Options};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -30,6 +31,9 @@ pub(super) struct TrainArgs {
     /// Data set: a file or a folder (IDX, CIFAR-10, CIFAR-100, .npz); its kind is recognised [default: the recipe's]
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
+    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels [default: the recipe's]
+    #[arg(long, value_name = "PATTERN")]
+    pattern: Option<String>,
     /// Epochs; milestones and warm-up scale with them [default: the recipe's]
     #[arg(long, value_name = "N")]
     epochs: Option<u64>,
@@ -39,9 +43,8 @@ pub(super) struct TrainArgs {
     /// How each layer runs on the CPU, as sparse-engine tune writes it; results change in rounding [default: by rule]
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceArg::Auto)]
-    device: DeviceArg,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Worker threads; they change no result [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -57,16 +60,6 @@ pub(super) struct TrainArgs {
     /// Print the result only
     #[arg(long, short)]
     quiet: bool,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum DeviceArg {
-    /// The best one found
-    Auto,
-    /// This machine's processor
-    Cpu,
-    /// An NVIDIA GPU; exit code 69 without one
-    Cuda,
 }
 
 fn after_help() -> String {
@@ -109,11 +102,7 @@ pub(super) fn run(args: TrainArgs) -> Result<()> {
         out: run.path().to_path_buf(),
         resume: resume.then(|| run.path().to_path_buf()),
         plan: args.plan.clone(),
-        device: match args.device {
-            DeviceArg::Auto => Device::Auto,
-            DeviceArg::Cpu => Device::Cpu,
-            DeviceArg::Cuda => Device::Cuda,
-        },
+        on: args.device.resolve()?,
         threads: super::threads(args.threads),
         checkpoint_every: args.checkpoint_every,
         command_line: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
@@ -177,8 +166,13 @@ fn job(args: &TrainArgs) -> Result<Job> {
 
 impl TrainArgs {
     fn resolve(&self) -> Result<config::Resolved> {
-        let overrides =
-            Overrides { set: self.set.clone(), data: self.data.clone(), epochs: self.epochs, seed: self.seed };
+        let overrides = Overrides {
+            set: self.set.clone(),
+            data: self.data.clone(),
+            pattern: self.pattern.clone(),
+            epochs: self.epochs,
+            seed: self.seed,
+        };
         let mut resolved = config::resolve(self.recipe.as_deref(), self.config.as_deref(), &overrides)?;
         // A run is evaluated and resumed from any folder.
         let data = &mut resolved.config.data;
@@ -197,6 +191,7 @@ impl TrainArgs {
             ("--config", self.config.is_some()),
             ("--set", !self.set.is_empty()),
             ("--data", self.data.is_some()),
+            ("--pattern", self.pattern.is_some()),
             ("--epochs", self.epochs.is_some()),
             ("--seed", self.seed.is_some()),
             ("--out", self.out.is_some()),

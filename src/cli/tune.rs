@@ -19,8 +19,19 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Options of a network; a configuration says the same.
-const NETWORK: [&str; 10] =
-    ["model", "width", "classes", "channels", "image_size", "method", "sparsity", "density", "seed", "mask_draw"];
+const NETWORK: [&str; 11] = [
+    "model",
+    "width",
+    "classes",
+    "channels",
+    "image_size",
+    "method",
+    "sparsity",
+    "density",
+    "seed",
+    "mask_draw",
+    "pattern",
+];
 
 /// Measures how each layer runs fastest on this machine's CPU and writes a plan for train --plan.
 ///

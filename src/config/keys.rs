@@ -1,6 +1,7 @@
 //! The table of configuration keys: the one place that knows which keys there are, their types and their ranges.
 //! A key is checked here alone; what ties keys together is in `resolve.rs`.
 
+use crate::sparsity::Pattern;
 use toml::Value;
 
 /// One key.
@@ -14,6 +15,7 @@ enum Kind {
     Text,
     Switch,
     Choice(&'static [&'static str]),
+    Pattern,
     Count { min: i64, max: i64 },
     Number(Range),
     Numbers(Range),
@@ -50,6 +52,7 @@ pub(super) static KEYS: &[Key] = &[
     key("density", Kind::Number(ABOVE_0_TO_1)),
     key("sparsity", Kind::Number(FROM_0_BELOW_1)),
     key("mask_draw", Kind::Choice(&["exact", "bernoulli"])),
+    key("pattern", Kind::Pattern),
     key("epochs", Kind::Count { min: 1, max: 1_000_000 }),
     key("batch_size", Kind::Count { min: 1, max: 1_000_000 }),
     key("lr", Kind::Number(ABOVE_0)),
@@ -143,6 +146,7 @@ impl Key {
         match &self.kind {
             Kind::Text => "a string".into(),
             Kind::Switch => "true or false".into(),
+            Kind::Pattern => Pattern::WANTED.into(),
             Kind::Choice(names) => format!("one of \"{}\"", names.join("\", \"")),
             Kind::Count { min, max: i64::MAX } => format!("a whole number from {min} to 2^63-1"),
             Kind::Count { min, max } => format!("a whole number from {min} to {max}"),
@@ -153,7 +157,7 @@ impl Key {
 
     /// Whether a bare word on the command line is its value even where TOML would read a number or a date.
     pub(super) fn is_text(&self) -> bool {
-        matches!(self.kind, Kind::Text | Kind::Choice(_))
+        matches!(self.kind, Kind::Text | Kind::Choice(_) | Kind::Pattern)
     }
 
     /// The value in its canonical type (integers become floats where numbers are wanted), or what is wrong with it.
@@ -170,6 +174,7 @@ impl Key {
             (Kind::Text, Value::String(s)) => (!s.is_empty()).then(|| value.clone()),
             (Kind::Switch, Value::Boolean(_)) => Some(value.clone()),
             (Kind::Choice(names), Value::String(s)) => names.contains(&s.as_str()).then(|| value.clone()),
+            (Kind::Pattern, Value::String(s)) => s.parse().ok().map(|p: Pattern| Value::String(p.to_string())),
             (Kind::Count { min, max }, Value::Integer(i)) => (min..=max).contains(&i).then(|| value.clone()),
             (Kind::Number(range), v) => number(v, range),
             (Kind::Numbers(range), Value::Array(list)) => {

@@ -13,7 +13,7 @@ pub use recipes::{DEFAULT as DEFAULT_RECIPE, RECIPES, Recipe};
 
 use crate::data::{Augment, Preprocess};
 use crate::error::{Error, Result};
-use crate::sparsity::{Density, Draw, Method};
+use crate::sparsity::{Density, Draw, Method, Pattern};
 use layers::{Layer, Merged};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -84,6 +84,9 @@ pub struct Config {
     pub sparsity: Option<f64>,
     /// Exact or Bernoulli.
     pub mask_draw: Draw,
+    /// Single weights or blocks; single weights in files of before there were blocks.
+    #[serde(default)]
+    pub pattern: Pattern,
     /// Epochs.
     pub epochs: u64,
     /// Images a step.
@@ -117,6 +120,8 @@ pub struct Overrides {
     pub set: Vec<String>,
     /// `--data`.
     pub data: Option<String>,
+    /// `--pattern`.
+    pub pattern: Option<String>,
     /// `--epochs`.
     pub epochs: Option<u64>,
     /// `--seed`.
@@ -126,7 +131,8 @@ pub struct Overrides {
 impl Overrides {
     /// Whether it says anything.
     pub fn is_empty(&self) -> bool {
-        self.set.is_empty() && self.data.is_none() && self.epochs.is_none() && self.seed.is_none()
+        let Overrides { set, data, pattern, epochs, seed } = self;
+        set.is_empty() && data.is_none() && pattern.is_none() && epochs.is_none() && seed.is_none()
     }
 
     /// One source, so that `--epochs 10 --set schedule.milestones=[5]` means epoch 5 of 10, and `--seed 1 --set
@@ -139,6 +145,9 @@ impl Overrides {
         let count = |v: u64| i64::try_from(v).map_or_else(|_| Value::String(v.to_string()), Value::Integer);
         if let Some(data) = &self.data {
             layer.add("data", &Value::String(data.clone()), faults);
+        }
+        if let Some(pattern) = &self.pattern {
+            layer.add("pattern", &Value::String(pattern.clone()), faults);
         }
         if let Some(epochs) = self.epochs {
             layer.add("epochs", &count(epochs), faults);
@@ -160,8 +169,8 @@ pub struct Resolved {
 }
 
 impl Resolved {
-    /// A folder name for the run: name, method, sparsity and seed, such as "fashion-mnist-resnet20-erk-0.9-s0". A density
-    /// is written "d0.1"; three different seeds "s1.2.3" (initial values, masks, data).
+    /// A folder name for the run: name, method, sparsity, blocks and seed, such as "fashion-mnist-resnet20-erk-0.9-s0". A
+    /// density is written "d0.1"; blocks "block16x16"; three different seeds "s1.2.3" (initial values, masks, data).
     pub fn run_name(&self) -> String {
         let c = &self.config;
         let amount = match (c.method, c.sparsity, c.density) {
@@ -169,13 +178,17 @@ impl Resolved {
             (_, Some(sparsity), _) => format!("-{sparsity}"),
             (_, None, Some(density)) => format!("-d{density}"),
         };
+        let blocks = match c.pattern.block() {
+            Some(block) if c.method != Method::Dense => format!("-block{block}"),
+            _ => String::new(),
+        };
         let s = c.seed;
         let seed = if s.init == s.mask && s.init == s.data {
             s.init.to_string()
         } else {
             format!("{}.{}.{}", s.init, s.mask, s.data)
         };
-        let name = format!("{}-{}{amount}-s{seed}", self.name, c.method);
+        let name = format!("{}-{}{amount}{blocks}-s{seed}", self.name, c.method);
         name.chars().map(|c| if c.is_ascii_alphanumeric() || "-._".contains(c) { c } else { '_' }).collect()
     }
 }

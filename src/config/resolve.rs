@@ -3,6 +3,7 @@
 use super::layers::{Faults, Merged};
 use super::{Config, keys};
 use crate::shape::Network;
+use crate::sparsity::{Draw, Pattern};
 use toml::{Table, Value};
 
 /// The configuration, or `None` with the reasons added to `faults`.
@@ -79,7 +80,7 @@ fn require(merged: &Merged, faults: &mut Faults) {
     let any_width = merged.network().is_some_and(|n| n.standard_width().is_some());
     for key in keys::KEYS {
         let needed = match key.name {
-            "density" | "sparsity" | "preprocess.mean" | "preprocess.std" | "seed.base" => false,
+            "density" | "sparsity" | "pattern" | "preprocess.mean" | "preprocess.std" | "seed.base" => false,
             "schedule.milestones" | "schedule.gamma" => multi_step,
             "width" => any_width,
             "seed.init" | "seed.mask" | "seed.data" => !merged.has("seed.base"),
@@ -109,6 +110,13 @@ fn ties(merged: &Merged, faults: &mut Faults) {
             fault("method", format!("{method} needs a sparsity or a density, such as sparsity = 0.9"));
         }
         _ => {}
+    }
+    let pattern = merged.text("pattern").and_then(|p| p.parse::<Pattern>().ok());
+    let draw = merged.text("mask_draw").and_then(|d| d.parse::<Draw>().ok());
+    if let (Some(pattern), Some(draw)) = (pattern, draw)
+        && let Err(e) = pattern.check(draw)
+    {
+        fault("pattern", e.to_string());
     }
     let nesterov = merged.value("nesterov").and_then(Value::as_bool);
     if nesterov == Some(true) && merged.number("momentum") == Some(0.0) {

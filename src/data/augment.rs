@@ -55,7 +55,7 @@ impl Preprocess {
     }
 
     /// The normalised value of each of 256 pixel values, a table a channel: f32((p / 255 - mean) / std) from f64.
-    fn tables(&self) -> Vec<[f32; 256]> {
+    pub(crate) fn tables(&self) -> Vec<[f32; 256]> {
         let table = |(&m, &s): (&f64, &f64)| std::array::from_fn(|p| ((p as f64 / 255.0 - m) / s) as f32);
         self.mean.iter().zip(&self.std).map(table).collect()
     }

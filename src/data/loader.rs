@@ -68,10 +68,8 @@ impl Loader {
     /// Dropping the iterator stops and joins the workers.
     pub fn epoch(&self, epoch: u64, first_batch: usize) -> impl Iterator<Item = Batch> + use<> {
         let (split, batch, normalise) = (self.split.clone(), self.batch, self.normalise.clone());
-        let train = self.augment.map(|augment| {
-            let order = Stream::new(self.seed, Purpose::Data, &format!("epoch {epoch} order")).permutation(split.len());
-            (augment, order, Stream::new(self.seed, Purpose::Data, &format!("epoch {epoch} augment")))
-        });
+        let train =
+            self.augment.map(|augment| (augment, epoch_order(self.seed, epoch, split.len()), crops(self.seed, epoch)));
         let make = move |index: usize| {
             let from = index * batch;
             let n = batch.min(split.len() - from);
@@ -93,6 +91,20 @@ impl Loader {
         };
         Prefetch::new(first_batch.min(self.batches()), self.batches(), self.threads, make)
     }
+}
+
+/// Order of `n` images in an epoch.
+pub fn epoch_order(seed: u64, epoch: u64, n: usize) -> Vec<u32> {
+    Stream::new(seed, Purpose::Data, &format!("epoch {epoch} order")).permutation(n)
+}
+
+/// The stream that an epoch's crops and flips are drawn from, a block an image, as [`Stream::words`].
+pub fn epoch_crops(seed: u64, epoch: u64) -> [u32; 4] {
+    crops(seed, epoch).words()
+}
+
+fn crops(seed: u64, epoch: u64) -> Stream {
+    Stream::new(seed, Purpose::Data, &format!("epoch {epoch} augment"))
 }
 
 /// Results of `make(from..to)` in order, made by workers at most `AHEAD` beyond the number of workers ahead.

@@ -16,7 +16,7 @@ mod split;
 
 pub use augment::{Augment, PadMode, Preprocess, published};
 pub use files::open;
-pub use loader::{Batch, Loader};
+pub use loader::{Batch, Loader, epoch_crops, epoch_order};
 pub use split::Split;
 
 use crate::error::{Error, Result};

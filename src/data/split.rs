@@ -110,6 +110,26 @@ impl Split {
         self.shared.labels[self.range.clone()].iter().copied().max().unwrap_or(0)
     }
 
+    /// Whether both are the same images.
+    pub(crate) fn same(&self, other: &Split) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared) && self.range == other.range
+    }
+
+    /// All images, one after the other, in C,H,W order.
+    pub(crate) fn planes(&self) -> Vec<u8> {
+        let ImageShape { c, h, w } = self.shape();
+        let mut out = Vec::with_capacity(self.len() * c * h * w);
+        for i in 0..self.len() {
+            match self.stored(i) {
+                (pixels, PixelOrder::Chw) => out.extend_from_slice(pixels),
+                (pixels, PixelOrder::Hwc) => {
+                    (0..c).for_each(|channel| out.extend(pixels.iter().skip(channel).step_by(c)));
+                }
+            }
+        }
+        out
+    }
+
     /// Bytes of image `i < len()` as stored.
     pub(super) fn stored(&self, i: usize) -> (&[u8], PixelOrder) {
         let at = self.position(i);

@@ -252,7 +252,7 @@ fn masks(g: &Graph, seed: u64) -> Vec<Mask> {
         let stream = Stream::new(seed, Purpose::Mask, &m.name);
         let size = m.shape.iter().product::<usize>() as u32;
         let kept: Vec<u32> = (0..size).filter(|&i| i == 0 || stream.uniform(u64::from(i)) < 0.7).collect();
-        Mask { name: m.name, shape: m.shape, density: 0.7, kept: Some(kept.into()) }
+        Mask { name: m.name, shape: m.shape, density: 0.7, kept: Some(kept.into()), block: None }
     });
     masked.collect()
 }

@@ -11,6 +11,7 @@ use crate::backend::{
     TensorSpec, place,
 };
 use crate::error::{Error, Result};
+use crate::shape::BlockShape;
 use crate::sparsity::Mask;
 use std::collections::HashMap;
 
@@ -263,10 +264,14 @@ fn storage(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Spec> {
         if let Some(m) = mask.filter(|m| m.shape != p.shape) {
             return Err(Error::Usage(format!("mask of {}: wanted shape {:?}, got {:?}", p.name, p.shape, m.shape)));
         }
-        let kept = mask.and_then(|m| m.kept.clone());
+        let (kept, block) = mask.map_or((None, None), |m| (m.kept.clone(), m.block));
+        let whole = |b: BlockShape| kept.as_ref().is_some_and(|kept| b.blocks(&p.shape, kept).is_some());
+        if let Some(b) = block.filter(|&b| !whole(b)) {
+            return Err(Error::Usage(format!("mask of {}: its kept positions are no whole blocks of {b}", p.name)));
+        }
         let start = spec.stored();
         let len = kept.as_ref().map_or(p.size(), |k| k.len());
-        spec.params.push(ParamSpec { shape: p.shape.clone(), kept, range: start..start + len });
+        spec.params.push(ParamSpec { shape: p.shape.clone(), kept, block, range: start..start + len });
     }
     if let Some(name) = by_name.keys().min() {
         return Err(Error::Usage(format!("mask of {name}: the network has no maskable parameter of that name")));

@@ -105,8 +105,13 @@ fn resnet_is_fused_and_its_memory_plan_holds() {
 #[test]
 fn masks_must_fit() {
     let g = crate::models::resnet(8, 4, 1, 3, 8).unwrap();
-    let mask =
-        |name: &str, shape: Vec<usize>| Mask { name: name.into(), shape, density: 0.5, kept: Some(vec![0, 1].into()) };
+    let mask = |name: &str, shape: Vec<usize>| Mask {
+        name: name.into(),
+        shape,
+        density: 0.5,
+        kept: Some(vec![0, 1].into()),
+        block: None,
+    };
     let p = lower(&g, &[mask("conv.weight", vec![4, 1, 3, 3])], 4).unwrap();
     assert_eq!(p.spec.params[0].range, 0..2, "only kept weights are stored");
     assert_eq!(p.spec.stored(), g.param_count() - 34);

@@ -14,11 +14,13 @@
 //! ```
 
 mod backward;
+mod device;
 mod exec;
 mod init;
 pub mod lower;
 mod state;
 
+pub use device::StepKind;
 pub use exec::Net;
 pub use state::{NetState, NormState, ParamState};
 

@@ -11,7 +11,7 @@ mod version;
 
 pub use machine::Machine;
 pub use metrics::{METRICS_SCHEMA, MetricsWriter, Record, read_metrics};
-pub use plan_file::{read_plan, write_plan};
+pub use plan_file::{read_gpu_plan, read_plan, write_gpu_plan, write_plan};
 pub use run_dir::RunDir;
 pub use summary::{DataInfo, EpochScore, MaskInfo, Results, SUMMARY_SCHEMA, Summary};
 pub use version::Engine;

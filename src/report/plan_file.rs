@@ -2,6 +2,7 @@
 
 use super::files;
 use crate::backend::cpu::plan::{PLAN_VERSION, Plan};
+use crate::backend::gpu::plan::{GPU_PLAN_VERSION, GpuPlan};
 use crate::error::{Error, Result};
 use std::fs::File;
 use std::io::Read;
@@ -15,6 +16,18 @@ const LARGEST: u64 = 8 << 20;
 /// # Errors
 /// A file that cannot be read, is too large, or is not a plan of this version, unknown keys included.
 pub fn read_plan(path: &Path) -> Result<Plan> {
+    read(path, PLAN_VERSION, "sparse-engine tune writes one, docs/plan.md describes it")
+}
+
+/// Reads a plan for a GPU.
+///
+/// # Errors
+/// As [`read_plan`].
+pub fn read_gpu_plan(path: &Path) -> Result<GpuPlan> {
+    read(path, GPU_PLAN_VERSION, "a run on a GPU leaves one in plan-cuda.json, docs/plan.md describes it")
+}
+
+fn read<T: serde::de::DeserializeOwned>(path: &Path, wanted: u32, hint: &str) -> Result<T> {
     #[derive(serde::Deserialize)]
     struct Version {
         version: u32,
@@ -27,11 +40,11 @@ pub fn read_plan(path: &Path) -> Result<Plan> {
     }
     let bad = |e: serde_json::Error| {
         let what: String = e.to_string().chars().take(300).map(|c| if c.is_control() { ' ' } else { c }).collect();
-        Error::data(path, format!("no plan: {what}; sparse-engine tune writes one, docs/plan.md describes it"))
+        Error::data(path, format!("no plan: {what}; {hint}"))
     };
     let Version { version } = serde_json::from_slice(&bytes).map_err(bad)?;
-    if version != PLAN_VERSION {
-        return Err(Error::data(path, format!("plan of version {version}, this engine reads {PLAN_VERSION}")));
+    if version != wanted {
+        return Err(Error::data(path, format!("plan of version {version}, this engine reads {wanted}")));
     }
     serde_json::from_slice(&bytes).map_err(bad)
 }
@@ -45,10 +58,24 @@ pub fn write_plan(path: &Path, plan: &Plan) -> Result<()> {
     files::replace(path, "cannot write the plan", |w| w.write_all(text.as_bytes()))
 }
 
-/// Indented, but a layer a line.
+/// Writes a plan for a GPU, as [`write_plan`].
+///
+/// # Errors
+/// As [`write_plan`].
+pub fn write_gpu_plan(path: &Path, plan: &GpuPlan) -> Result<()> {
+    let text = lines_text(&GpuPlan { layers: vec![], ..plan.clone() }, &plan.layers);
+    let text = text.map_err(|e| Error::Failed(format!("{}: {e}", path.display())))?;
+    files::replace(path, "cannot write the plan", |w| w.write_all(text.as_bytes()))
+}
+
 fn plan_text(plan: &Plan) -> serde_json::Result<String> {
-    let head = serde_json::to_string_pretty(&Plan { layers: vec![], ..plan.clone() })?;
-    let lines = plan.layers.iter().map(|l| Ok(format!("    {}", serde_json::to_string(l)?)));
+    lines_text(&Plan { layers: vec![], ..plan.clone() }, &plan.layers)
+}
+
+/// Indented, but a layer a line. `head`: the plan without layers, which come last in it.
+fn lines_text<L: serde::Serialize>(head: &impl serde::Serialize, layers: &[L]) -> serde_json::Result<String> {
+    let head = serde_json::to_string_pretty(head)?;
+    let lines = layers.iter().map(|l| Ok(format!("    {}", serde_json::to_string(l)?)));
     let lines = lines.collect::<serde_json::Result<Vec<_>>>()?;
     Ok(match (head.strip_suffix("[]\n}"), lines.is_empty()) {
         (Some(head), false) => format!("{head}[\n{}\n  ]\n}}\n", lines.join(",\n")),

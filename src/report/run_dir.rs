@@ -1,7 +1,8 @@
 //! The run directory: which file is where, and that no run overwrites another.
 
-use super::{read_plan, write_plan};
+use super::{read_plan, write_gpu_plan, write_plan};
 use crate::backend::cpu::plan::Plan;
+use crate::backend::gpu::GpuPlan;
 use crate::config::Config;
 use crate::error::{Error, Result};
 use std::fs;
@@ -34,6 +35,11 @@ impl RunDir {
         self.path.join("plan.json")
     }
 
+    /// `plan-cuda.json`: how they run on a GPU, once they did.
+    pub fn gpu_plan(&self) -> PathBuf {
+        self.path.join("plan-cuda.json")
+    }
+
     /// `metrics.jsonl`.
     pub fn metrics(&self) -> PathBuf {
         self.path.join("metrics.jsonl")
@@ -54,11 +60,14 @@ impl RunDir {
         self.path.join("best.safetensors")
     }
 
-    /// Writes what a new run is: its configuration and its plan. Where one does not fit on the disk, neither stays.
-    pub fn begin(&self, config: &Config, plan: &Plan) -> Result<()> {
+    /// Writes what a new run is: its configuration and its plans. Where one does not fit on the disk, none stays.
+    pub fn begin(&self, config: &Config, plan: &Plan, gpu_plan: Option<&GpuPlan>) -> Result<()> {
         self.save_config(config)?;
-        write_plan(&self.plan(), plan).inspect_err(|_| {
-            let _ = fs::remove_file(self.config()); // the failure above is the one to report
+        let gpu_plan = || gpu_plan.map_or(Ok(()), |plan| write_gpu_plan(&self.gpu_plan(), plan));
+        write_plan(&self.plan(), plan).and_then(|()| gpu_plan()).inspect_err(|_| {
+            // The failure above is the one to report.
+            let _ = fs::remove_file(self.config());
+            let _ = fs::remove_file(self.plan());
         })
     }
 
@@ -94,8 +103,9 @@ impl RunDir {
         for entry in fs::read_dir(&self.path).map_err(fail())? {
             let name = entry.map_err(fail())?.file_name();
             let name = name.to_string_lossy();
-            let debris = matches!(&*name, "config.toml" | "plan.json" | "metrics.jsonl" | "best.safetensors")
-                || name.ends_with(".tmp");
+            let debris =
+                matches!(&*name, "config.toml" | "plan.json" | "plan-cuda.json" | "metrics.jsonl" | "best.safetensors")
+                    || name.ends_with(".tmp");
             if !(restart && debris) {
                 return Err(Error::Usage(format!(
                     "{}: the output directory is not empty (it holds {name:?}); choose another --out, or add \

@@ -100,6 +100,9 @@ pub struct MaskInfo {
     pub shape: Vec<usize>,
     /// Weights kept.
     pub nnz: usize,
+    /// Blocks they consist of, such as "16x16"; `None`: single weights, or a dense tensor.
+    #[serde(default)]
+    pub block: Option<String>,
     /// Hash of the mask, hex.
     pub hash: String,
 }
@@ -219,7 +222,13 @@ pub(crate) fn sample() -> Summary {
             val: 0,
             test: 2000,
         },
-        masks: vec![MaskInfo { name: "conv.weight".into(), shape: vec![16, 1, 3, 3], nnz: 144, hash: "cd".repeat(32) }],
+        masks: vec![MaskInfo {
+            name: "conv.weight".into(),
+            shape: vec![16, 1, 3, 3],
+            nnz: 144,
+            block: None,
+            hash: "cd".repeat(32),
+        }],
         machine: Machine::this(),
         device: "cpu avx2, 2 threads".into(),
         threads: 2,

@@ -1,7 +1,7 @@
 //! Which positions a layer keeps. A position's random number depends on seed, layer name and position alone, so neither
 //! other layers, their order, thread counts nor the values a mask selects can change a mask.
 
-use super::{Density, Draw, Mask, Maskable, Method, layer_counts, layer_densities};
+use super::{Density, Draw, Form, Mask, Maskable, Method, Pattern, blocks, layer_densities, layer_shares};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Stream};
 
@@ -15,19 +15,37 @@ use crate::rng::{Purpose, Stream};
 /// a layer as the budget grows (the Alabama paradox), though only where the layer's own target rose by less than one
 /// weight. ResNet-20 nests with ERK on any grid of densities 0.00025 or more apart, with uniform 0.0025 (tested).
 pub fn draw_masks(layers: &[Maskable], method: Method, density: Density, draw: Draw, seed: u64) -> Result<Vec<Mask>> {
-    let densities = layer_densities(layers, method, density)?;
-    let counts = match draw {
-        Draw::Exact => layer_counts(layers, method, density)?,
+    draw_patterns(layers, method, density, Pattern::Unstructured, draw, seed)
+}
+
+/// The same, of single weights or of blocks. Where [`layer_shares`] gives a layer single weights, it draws the very positions
+/// that an unstructured mask of that count has. Blocks are random but for the balance of block rows and columns; blocks
+/// of one seed at two densities do not nest. Bernoulli draws have no blocks: exact counts only.
+pub fn draw_patterns(
+    layers: &[Maskable],
+    method: Method,
+    density: Density,
+    pattern: Pattern,
+    draw: Draw,
+    seed: u64,
+) -> Result<Vec<Mask>> {
+    pattern.check(draw)?;
+    let shares = match draw {
+        Draw::Exact => layer_shares(layers, method, density, pattern)?,
         Draw::Bernoulli => Vec::new(),
     };
+    let densities = layer_densities(layers, method, density)?;
     let mut masks = Vec::with_capacity(layers.len());
     for (l, (layer, &layer_density)) in layers.iter().zip(&densities).enumerate() {
         let (stream, size) = (Stream::new(seed, Purpose::Mask, &layer.name), layer.size());
-        let kept = match draw {
-            Draw::Exact if counts[l] == size => None,
-            Draw::Bernoulli if layer_density == 1.0 => None,
-            Draw::Exact => Some(exact(&stream, size, counts[l])),
-            Draw::Bernoulli => Some(bernoulli(&stream, size, layer_density)).filter(|kept| kept.len() < size),
+        let kept = match (draw, shares.get(l)) {
+            (Draw::Exact, Some(share)) => match share.form {
+                Form::Dense => None,
+                Form::Unstructured(_) => Some(exact(&stream, size, share.nnz)),
+                Form::Blocks { block, kept, .. } => Some(blocks::draw(&stream, &layer.shape, block, kept)),
+            },
+            _ if layer_density == 1.0 => None,
+            _ => Some(bernoulli(&stream, size, layer_density)).filter(|kept| kept.len() < size),
         };
         if kept.as_ref().is_some_and(Vec::is_empty) {
             return Err(Error::Usage(format!(
@@ -36,11 +54,13 @@ pub fn draw_masks(layers: &[Maskable], method: Method, density: Density, draw: D
                 layer.name, layer.shape
             )));
         }
+        let block = pattern.block_of(&layer.shape, kept.as_deref());
         masks.push(Mask {
             name: layer.name.clone(),
             shape: layer.shape.clone(),
             density: layer_density,
             kept: kept.map(Into::into),
+            block,
         });
     }
     Ok(masks)

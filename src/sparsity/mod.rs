@@ -1,14 +1,19 @@
 //! Layer-wise densities and random masks. No device here, no layers: shapes in, kept positions out.
 //!
-//! [`Density`] (budgets) -> [`layer_densities`] and [`layer_counts`] (how layers share it) -> [`draw_masks`] (positions).
+//! [`Density`] (budgets) -> [`layer_densities`] and [`layer_counts`] (how layers share it) -> [`layer_shares`] (in single
+//! weights or in blocks) -> [`draw_masks`] and [`draw_patterns`] (positions).
 
+mod blocks;
 mod budget;
 mod densities;
 mod draw;
+mod pattern;
 
+pub use crate::shape::BlockShape;
 pub use budget::Density;
 pub use densities::{layer_counts, layer_densities};
-pub use draw::draw_masks;
+pub use draw::{draw_masks, draw_patterns};
+pub use pattern::{Fallback, Form, LayerShare, Pattern, layer_shares};
 
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -45,6 +50,9 @@ pub struct Mask {
     /// Kept positions of the flattened tensor, strictly ascending; `None`: all of them are kept, the tensor is dense and
     /// stores no index. A mask that keeps every position is always `None`.
     pub kept: Option<Arc<[u32]>>,
+    /// Blocks that the kept positions consist of, where the pattern of the masks has blocks and they do: a statement about
+    /// `kept` for those who want to use it, see [`Pattern::block_of`].
+    pub block: Option<BlockShape>,
 }
 
 impl Mask {

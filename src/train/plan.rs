@@ -1,10 +1,11 @@
 //! Which plan a run or an evaluation uses.
 
-use super::Options;
+use super::{OnDevice, Options};
 use crate::backend::Spec;
 use crate::backend::cpu::plan::Plan;
+use crate::backend::gpu::{GpuPlan, LossScale, Precision};
 use crate::error::{Error, Result};
-use crate::report::{RunDir, read_plan};
+use crate::report::{RunDir, read_gpu_plan, read_plan};
 use std::path::{Path, PathBuf};
 
 /// A plan and where it comes from.
@@ -55,4 +56,63 @@ impl PlanFile {
         let run = checkpoint.parent().map(RunDir::at).filter(|run| run.config().exists() && run.plan().exists());
         given.map(Path::to_path_buf).or(run.map(|run| run.plan())).map(|path| PlanFile::read(&path)).transpose()
     }
+}
+
+/// A plan for a GPU and where it comes from.
+pub(super) struct GpuPlanFile {
+    pub plan: GpuPlan,
+    path: PathBuf,
+}
+
+impl GpuPlanFile {
+    fn read(path: &Path) -> Result<Self> {
+        Ok(GpuPlanFile { plan: read_gpu_plan(path)?, path: path.into() })
+    }
+
+    /// The plan, if it is one for `spec`.
+    pub fn fit(&self, spec: &Spec) -> Result<&GpuPlan> {
+        self.plan.check_spec(spec).map_err(|what| Error::data(&self.path, what))?;
+        Ok(&self.plan)
+    }
+}
+
+/// The plan given, or that of the run that is gone on with, if it ran on a GPU before; `None`: the default.
+pub(super) fn gpu_plan_of_run(options: &Options) -> Result<Option<GpuPlanFile>> {
+    let given = options.plan.as_deref().map(GpuPlanFile::read).transpose()?;
+    let own = options.resume.as_ref().map(|run| RunDir::at(run).gpu_plan()).filter(|path| path.exists());
+    let Some(own) = own.map(|path| GpuPlanFile::read(&path)).transpose()? else { return Ok(given) };
+    match given.filter(|given| (given.plan.precision, &given.plan.layers) != (own.plan.precision, &own.plan.layers)) {
+        None => Ok(Some(own)),
+        Some(given) => Err(Error::Usage(format!(
+            "{}: not the plan of the run in {}; a run goes on as it began: leave --plan out",
+            given.path.display(),
+            own.path.display()
+        ))),
+    }
+}
+
+/// The plan given, or that of the run directory that the checkpoint lies in, if it has the precision asked for.
+pub(super) fn gpu_plan_of_checkpoint(
+    given: Option<&Path>,
+    checkpoint: &Path,
+    on: OnDevice,
+) -> Result<Option<GpuPlanFile>> {
+    let run = checkpoint.parent().map(|run| RunDir::at(run).gpu_plan()).filter(|path| path.exists());
+    let file = given.map(Path::to_path_buf).or(run).map(|path| GpuPlanFile::read(&path)).transpose()?;
+    Ok(file.filter(|f| given.is_some() || on.precision.is_none_or(|p| p == f.plan.precision)))
+}
+
+/// Precision and loss scale of a run: those asked for, if they are not at odds with the plan.
+pub(super) fn numbers(options: &Options, file: Option<&GpuPlanFile>) -> Result<(Precision, LossScale)> {
+    let precision = match (options.on.precision, file) {
+        (Some(asked), Some(file)) if asked != file.plan.precision => {
+            let planned = file.plan.precision;
+            return Err(Error::Usage(format!(
+                "--precision {asked}: the plan in {} is for {planned}; leave --precision out, or give another --plan",
+                file.path.display()
+            )));
+        }
+        (asked, file) => asked.or(file.map(|f| f.plan.precision)).unwrap_or(Precision::F16),
+    };
+    Ok((precision, options.on.loss_scale.unwrap_or(LossScale::default_for(precision))))
 }

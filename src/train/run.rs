@@ -4,6 +4,7 @@ use super::setup::Setup;
 use super::trainer::{Position, Trainer};
 use super::{EpochInfo, Observer, Options, StartInfo, StepInfo};
 use crate::backend::cpu::plan::Plan;
+use crate::backend::gpu::GpuPlan;
 use crate::backend::{Backend, Bytes};
 use crate::checkpoint::{Best, Checkpoint, Meta, NetState, Progress};
 use crate::config::Selection;
@@ -12,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::optim::LearningRate;
 use crate::report::{
     Engine, EpochScore, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter, Record, Results, RunDir, SUMMARY_SCHEMA,
-    Score, Split, Summary,
+    Score, Split, Summary, write_gpu_plan,
 };
 use crate::sparsity::{Mask, mask_hash};
 use std::path::Path;
@@ -24,6 +25,8 @@ pub(super) struct Prepared<T> {
     /// What the dense network would hold.
     pub bytes_dense: Bytes,
     pub plan: Plan,
+    /// How it runs on a GPU, where it does.
+    pub gpu_plan: Option<GpuPlan>,
     /// Convolutions, and how many of them run otherwise than by default.
     pub planned: (usize, usize),
 }
@@ -60,12 +63,16 @@ impl Clock {
 }
 
 impl<'a, T: Trainer> Run<'a, T> {
-    /// Gives the network its state, a fresh one or that of the checkpoint the run goes on from, and opens the run's files.
-    pub fn new(setup: &'a Setup, options: &'a Options, prepared: Prepared<T>) -> Result<Self> {
-        let Prepared { mut trainer, bytes_dense, plan, planned } = prepared;
+    /// Gives the network its state, a fresh one or that of the checkpoint it goes on from, and opens the run's files.
+    pub fn new(
+        setup: &'a Setup,
+        options: &'a Options,
+        state: Option<Checkpoint>,
+        prepared: Prepared<T>,
+    ) -> Result<Self> {
+        let Prepared { mut trainer, bytes_dense, plan, gpu_plan, planned } = prepared;
         let config = &setup.config;
         let dir = RunDir::at(&options.out);
-        let state = options.resume.as_ref().map(|run| load(setup, &RunDir::at(run).last())).transpose()?;
         let net = trainer.net_mut();
         let steps_per_epoch = setup.train.len().div_ceil(config.batch_size) as u64;
         net.check_batch(setup.train.len() - (steps_per_epoch as usize - 1) * config.batch_size)?;
@@ -89,8 +96,14 @@ impl<'a, T: Trainer> Run<'a, T> {
         };
         // What the run is comes first: where it does not fit on the disk, nothing is left behind.
         match options.resume {
-            None => dir.begin(config, &plan)?,
-            Some(_) => dir.save_config(config)?,
+            None => dir.begin(config, &plan, gpu_plan.as_ref())?,
+            Some(_) => {
+                dir.save_config(config)?;
+                // A run that comes from another device.
+                if let Some(plan) = gpu_plan.filter(|_| !dir.gpu_plan().exists()) {
+                    write_gpu_plan(&dir.gpu_plan(), &plan)?;
+                }
+            }
         }
         let metrics = match progress.step {
             0 => MetricsWriter::create(&dir.metrics())?,
@@ -125,8 +138,9 @@ impl<'a, T: Trainer> Run<'a, T> {
         let (mut images, mut seconds, mut images_per_s) = (0, 0.0, 0.0);
         let mut mark = Instant::now();
         while self.progress.batch < self.rate.steps_per_epoch {
-            let Progress { epoch, batch, step, .. } = self.progress;
-            let stretch = self.trainer.train(Position { epoch, batch, step }, &self.rate)?;
+            let Progress { epoch, batch, step, scaling, .. } = self.progress;
+            let stretch = self.trainer.train(Position { epoch, batch, step }, &self.rate, scaling)?;
+            self.progress.scaling = stretch.scaling;
             for (loss, n) in stretch.steps {
                 self.progress.step += 1;
                 self.progress.batch += 1;
@@ -172,7 +186,8 @@ impl<'a, T: Trainer> Run<'a, T> {
         let looked_at = epoch == epochs || val.is_none();
         let test = looked_at.then(|| self.measure(Split::Test, &setup.data.test)).transpose()?;
 
-        self.progress = Progress { step: self.progress.step, epoch, best: self.progress.best, ..Progress::default() };
+        let Progress { step, best, scaling, .. } = self.progress;
+        self.progress = Progress { step, epoch, best, scaling, ..Progress::default() };
         let candidate = if config.selection == Selection::BestTest { test } else { val };
         // A tie keeps the earlier epoch.
         let better = candidate.filter(|c| self.progress.best.is_none_or(|b| c.accuracy > b.score.accuracy));
@@ -275,6 +290,8 @@ impl<'a, T: Trainer> Run<'a, T> {
             stored: self.trainer.net().backend().spec().stored() as u64,
             maskable,
             nnz,
+            pattern: setup.config.pattern.block().map(|_| setup.config.pattern.to_string()),
+            in_blocks: setup.in_blocks(),
             flops_dense,
             flops_sparse,
             image: setup.data.shape,
@@ -347,7 +364,18 @@ impl<'a, T: Trainer> Run<'a, T> {
 }
 
 fn mask_info(mask: &Mask) -> MaskInfo {
-    MaskInfo { name: mask.name.clone(), shape: mask.shape.clone(), nnz: mask.nnz(), hash: mask_hash(mask) }
+    MaskInfo {
+        name: mask.name.clone(),
+        shape: mask.shape.clone(),
+        nnz: mask.nnz(),
+        block: mask.block.map(|block| block.to_string()),
+        hash: mask_hash(mask),
+    }
+}
+
+/// The checkpoint that a run goes on from.
+pub(super) fn resumed(setup: &Setup, options: &Options) -> Result<Option<Checkpoint>> {
+    options.resume.as_ref().map(|run| load(setup, &RunDir::at(run).last())).transpose()
 }
 
 /// A checkpoint of this very run.

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::models;
 use crate::report::DataInfo;
-use crate::sparsity::{self, Density, Mask};
+use crate::sparsity::{Density, Mask, draw_patterns};
 
 /// A run's parts.
 pub(super) struct Setup {
@@ -38,9 +38,7 @@ impl Setup {
         };
         preprocess.check(data.shape.c)?;
         config.augment.check(data.shape)?;
-        let density = config.target()?;
-        let masks =
-            sparsity::draw_masks(&graph.maskable(), config.method, density, config.mask_draw, config.seed.mask)?;
+        let (density, masks) = (config.target()?, draw_masks(config, &graph)?);
         let config = Config { preprocess: Some(preprocess.clone()), ..config.clone() };
         Ok(Setup { config, preprocess, data, train, val, graph, density, masks })
     }
@@ -83,12 +81,24 @@ impl Setup {
         (sum(Mask::size), sum(Mask::nnz))
     }
 
+    /// Layers in blocks, masked layers, and weights kept in blocks.
+    pub fn in_blocks(&self) -> (usize, usize, u64) {
+        let blocks = || self.masks.iter().filter(|m| m.block.is_some());
+        let masked = self.masks.iter().filter(|m| m.kept.is_some()).count();
+        (blocks().count(), masked, blocks().map(|m| m.nnz() as u64).sum())
+    }
+
     /// FLOPs (2 x MAC) of one image forward at this input size: of the dense network, and of the kept weights.
     pub fn flops(&self) -> (u64, u64) {
         let macs = self.graph.macs();
         let pixels = macs.iter().zip(&self.masks).map(|(&macs, mask)| (macs / mask.size() as u64, mask.nnz() as u64));
         (2 * macs.iter().sum::<u64>(), 2 * pixels.map(|(pixels, nnz)| pixels * nnz).sum::<u64>())
     }
+}
+
+/// The masks of a configuration's network.
+pub(super) fn draw_masks(c: &Config, graph: &Graph) -> Result<Vec<Mask>> {
+    draw_patterns(&graph.maskable(), c.method, c.target()?, c.pattern, c.mask_draw, c.seed.mask)
 }
 
 /// The network of a configuration for images of `shape`.

@@ -2,7 +2,7 @@
 
 use super::setup::Setup;
 use crate::backend::{Backend, BatchLoss, SgdStep};
-use crate::checkpoint::Running;
+use crate::checkpoint::{Running, Scaling};
 use crate::config::Config;
 use crate::data::{Batch, Loader, Split};
 use crate::error::Result;
@@ -28,6 +28,8 @@ pub(super) struct Stretch {
     pub steps: Vec<(BatchLoss, usize)>,
     /// The loss that was not finite, of the step after these: it was not done.
     pub diverged: Option<f64>,
+    /// The dynamic loss scale after them.
+    pub scaling: Option<Scaling>,
 }
 
 /// Runs the training steps and evaluations of one network.
@@ -37,8 +39,9 @@ pub(super) trait Trainer {
 
     fn net(&self) -> &Net<Self::Device>;
     fn net_mut(&mut self) -> &mut Net<Self::Device>;
-    /// Trains on at least one batch, from `at` on, never beyond the end of its epoch.
-    fn train(&mut self, at: Position, rate: &LearningRate) -> Result<Stretch>;
+    /// Trains on at least one batch, from `at` on, never beyond the end of its epoch. `scaling`: what the last stretch left,
+    /// which the run may have from a checkpoint.
+    fn train(&mut self, at: Position, rate: &LearningRate, scaling: Option<Scaling>) -> Result<Stretch>;
     /// Whether the loss of the newest batch is finite with the weights as they are now.
     fn sound(&mut self) -> bool;
     /// Loss and accuracy over a split, with the running statistics.
@@ -77,7 +80,7 @@ impl<B: Backend<Real = f32>> Trainer for HostFed<'_, B> {
         &mut self.net
     }
 
-    fn train(&mut self, at: Position, rate: &LearningRate) -> Result<Stretch> {
+    fn train(&mut self, at: Position, rate: &LearningRate, _: Option<Scaling>) -> Result<Stretch> {
         let config = &self.setup.config;
         if self.epoch.as_ref().is_none_or(|&(epoch, batch, _)| (epoch, batch) != (at.epoch, at.batch)) {
             self.epoch = None; // its workers end before others begin
@@ -94,7 +97,7 @@ impl<B: Backend<Real = f32>> Trainer for HostFed<'_, B> {
         self.net.sgd(sgd_step(config, rate.at(at.step)));
         let n = batch.n;
         self.newest = Some(batch);
-        Ok(Stretch { steps: vec![(loss, n)], diverged: None })
+        Ok(Stretch { steps: vec![(loss, n)], ..Stretch::default() })
     }
 
     fn sound(&mut self) -> bool {

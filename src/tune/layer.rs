@@ -69,7 +69,7 @@ impl Layer {
     /// The same layer with another mask.
     pub(super) fn with_kept(&self, kept: Option<Arc<[u32]>>) -> Self {
         let mut layer = self.clone();
-        layer.spec.params[0].kept = kept;
+        (layer.spec.params[0].kept, layer.spec.params[0].block) = (kept, None);
         let mut start = 0;
         for p in &mut layer.spec.params {
             let len = p.kept.as_ref().map_or(p.shape.iter().product(), |kept| kept.len());

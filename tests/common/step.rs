@@ -84,7 +84,7 @@ fn net<B: Backend>(graph: &Graph, make: &dyn Fn(Spec) -> B) -> Net<B> {
             let stream = Stream::new(1, Purpose::Mask, &m.name);
             let size: usize = m.shape.iter().product();
             let kept: Vec<u32> = (0..size as u32).filter(|&i| stream.uniform(u64::from(i)) < 0.35).collect();
-            Mask { name: m.name, shape: m.shape, density: 0.35, kept: Some(kept.into()) }
+            Mask { name: m.name, shape: m.shape, density: 0.35, kept: Some(kept.into()), block: None }
         })
         .collect();
     let mut net = Net::new(graph, &masks, BATCH, |spec| Ok(make(spec))).unwrap();

@@ -37,6 +37,15 @@ fn each_fault_says_what_is_wrong() {
             "method: wanted one of \"dense\", \"uniform\", \"erk\", got the string \"ekr\"; did you mean \"erk\"?",
         ),
         ("mask_draw=random", "mask_draw: wanted one of \"exact\", \"bernoulli\""),
+        ("pattern=blocks", "pattern: wanted \"unstructured\", or \"block:RxC\""),
+        (
+            "pattern=block:16",
+            "(blocks of R output x C input channels, 1 to 4096 each, such as block:16x16), got the string",
+        ),
+        ("pattern=block:0x16", "pattern: wanted"),
+        ("pattern=block:x", "pattern: wanted"),
+        ("pattern=block:99999999999x1", "pattern: wanted"),
+        ("pattern=16", "pattern: wanted \"unstructured\", or \"block:RxC\""),
         ("selection=best", "selection: wanted one of \"last\", \"best-val\", \"best-test\""),
         ("schedule.kind=step", "schedule.kind: wanted one of \"multi-step\", \"cosine\""),
         ("augment.pad_mode=edge", "augment.pad_mode: wanted one of \"reflect\", \"zero\""),
@@ -74,6 +83,14 @@ fn every_method_and_draw_can_be_named() {
     for (name, draw) in Draw::ALL {
         assert_eq!(with(&[&format!("mask_draw={name}")]).mask_draw, draw);
     }
+}
+
+#[test]
+fn blocks_are_not_tossed() {
+    let lines = faults(None, &["pattern=block:16x16", "mask_draw=bernoulli"]);
+    let wanted = "command line: pattern: block:16x16 needs exact counts, a Bernoulli draw tosses single weights";
+    assert!(lines.len() == 1 && lines[0].starts_with(wanted), "{lines:?}");
+    assert_eq!(faults(None, &["pattern=block:16x16", "mask_draw=toss"]).len(), 1);
 }
 
 #[test]

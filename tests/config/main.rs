@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use sparse_engine::Error;
 use sparse_engine::config::{Config, DEFAULT_RECIPE, Overrides, RECIPES, Schedule, Seeds, Selection, resolve};
 use sparse_engine::data::PadMode;
-use sparse_engine::sparsity::{Draw, Method};
+use sparse_engine::sparsity::{BlockShape, Draw, Method, Pattern};
 use std::io::Write;
 
 fn sets(list: &[&str]) -> Overrides {
@@ -55,6 +55,7 @@ fn the_default_is_the_recipe_as_written() {
     assert_eq!((c.model.as_str(), c.width, c.data.as_str()), ("resnet20", Some(16), "builtin:fashion-mnist"));
     assert_eq!((c.method, c.sparsity, c.density, c.mask_draw), (Method::Erk, Some(0.9), None, Draw::Exact));
     assert_eq!((c.batch_size, c.lr, c.momentum, c.nesterov, c.weight_decay), (128, 0.1, 0.9, true, 5e-4));
+    assert_eq!(c.pattern, Pattern::Unstructured);
     assert_eq!((c.selection, c.validation), (Selection::Last, 0));
     assert_eq!(milestones(c), [c.epochs as f64 / 2.0, c.epochs as f64 * 0.75]);
     assert_eq!(c.seed, Seeds { init: 0, mask: 0, data: 0 });
@@ -131,6 +132,33 @@ fn folder_names_tell_method_amount_and_seeds() {
         name(&["method=uniform", "density=0.1", "seed=1", "seed.mask=2"]),
         format!("{DEFAULT_RECIPE}-uniform-d0.1-s1.2.1")
     );
+    assert_eq!(name(&["pattern=block:16x8"]), format!("{DEFAULT_RECIPE}-erk-0.9-block16x8-s0"));
+    assert_eq!(name(&["pattern=block:16x8", "method=dense"]), format!("{DEFAULT_RECIPE}-dense-s0"));
     let hostile = faults(None, &["model=../x y"]);
     assert!(hostile[0].contains("unknown model \"../x y\""), "{hostile:?}");
+}
+
+#[test]
+fn the_pattern_of_a_file_and_of_the_command_line() {
+    let block = Pattern::Block(BlockShape { r: 16, c: 8 });
+    let f = file("pattern = \"block:016x8\"\n");
+    let from_file = resolve(None, Some(f.path()), &Overrides::default()).unwrap().config;
+    assert_eq!(from_file.pattern, block);
+    let asked = |name: &str| Overrides { pattern: Some(name.into()), ..sets(&["pattern=block:2x2"]) };
+    let given = resolve(None, Some(f.path()), &asked("unstructured")).unwrap().config;
+    assert_eq!(given, with(&[]), "--pattern wins over --set, and that over the file");
+    assert!(!asked("unstructured").is_empty() && !Overrides { set: vec![], ..asked("unstructured") }.is_empty());
+    let error = resolve(None, None, &asked("block:3")).unwrap_err().to_string();
+    assert!(
+        error.starts_with("command line: pattern: wanted \"unstructured\"") && error.contains("block:3"),
+        "{error}"
+    );
+
+    // It is written, read again, and counts as a difference; a file of before there were blocks is unstructured.
+    let text = from_file.to_toml().unwrap();
+    assert!(text.contains("pattern = \"block:16x8\"\n"), "{text}");
+    assert_eq!(Config::from_toml(&text, "again").unwrap(), from_file);
+    assert_eq!(from_file.differences(&given).unwrap(), ["pattern: \"block:16x8\", \"unstructured\""]);
+    let old = text.replace("pattern = \"block:16x8\"\n", "");
+    assert_eq!(Config::from_toml(&old, "old").unwrap(), given);
 }

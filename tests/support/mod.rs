@@ -4,7 +4,7 @@
 use crate::data_support::{idx, npy, npz};
 use sparse_engine::config::{Config, Overrides, resolve};
 use sparse_engine::report::{Record, Summary, read_metrics};
-use sparse_engine::train::{Device, EpochInfo, Observer, Options, StartInfo, StepInfo};
+use sparse_engine::train::{Device, EpochInfo, Observer, OnDevice, Options, StartInfo, StepInfo};
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -125,8 +125,8 @@ impl Lab {
     pub fn options(&self, out: &str, threads: usize) -> Options {
         let out = self.path(out);
         std::fs::create_dir_all(&out).unwrap();
-        let (device, command_line) = (Device::Cpu, vec![]);
-        Options { out, resume: None, plan: None, device, threads, checkpoint_every: None, command_line }
+        let on = OnDevice { device: Device::Cpu, ..OnDevice::default() };
+        Options { out, resume: None, plan: None, on, threads, checkpoint_every: None, command_line: vec![] }
     }
 
     /// Options to go on with the run in `out`.

@@ -1,20 +1,32 @@
 //! The GPU backend: one implementation over two drivers, CUDA through cudarc ([`cuda`]) and, with feature `emu`, an
 //! emulation on the host that runs the same kernel source.
 //!
-//! This is the beginning. The masked SGD step runs on the device, where values, gradients and momentum live; every
-//! other op still runs on a host backend inside [`GpuBackend`], and moves over one by one: a kernel in `kernels/`, a
-//! launcher of the same stem in [`ops`], a line in [`GpuBackend`].
+//! [`GpuBackend`] holds a network's memory and turns each operation into a few launches on one stream; [`ops`] has a launcher
+//! a kernel, of the same stem as the `.cu` file in `kernels/`.
 
 mod backend;
+mod capture;
+mod convs;
 pub mod cuda;
+mod device;
 mod driver;
 mod embedded;
 #[cfg(feature = "emu")]
 pub mod emu;
+mod layout;
+mod norms;
 pub mod ops;
+pub mod plan;
+mod precision;
 mod probe;
+mod steps;
 
 pub use backend::GpuBackend;
 pub use driver::{Arg, Driver, Launch};
-pub use embedded::{ARCHS, FATBINS, NVCC};
+pub use embedded::{ARCHS, FATBINS, NVCC, RESOURCES, Resource};
+pub use ops::operand::Precision;
+pub use ops::state::StepState;
+pub use plan::GpuPlan;
+pub use precision::LossScale;
 pub use probe::{DeviceInfo, MIN_CAPABILITY, find_device, probe};
+pub use steps::{Crops, DeviceImages, Feed};

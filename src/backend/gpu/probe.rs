@@ -31,7 +31,15 @@ const SYMBOLS: &[&str] = &[
     "cuModuleLoadData",
     "cuModuleUnload",
     "cuModuleGetFunction",
+    "cuFuncSetAttribute",
     "cuLaunchKernel",
+    "cuMemsetD8Async",
+    "cuStreamBeginCapture_v2",
+    "cuStreamEndCapture",
+    "cuGraphInstantiateWithFlags",
+    "cuGraphLaunch",
+    "cuGraphDestroy",
+    "cuGraphExecDestroy",
 ];
 
 /// A usable GPU.
@@ -45,6 +53,10 @@ pub struct DeviceInfo {
     pub capability: (i32, i32),
     /// Device memory.
     pub memory_bytes: u64,
+    /// Multiprocessors.
+    pub sm_count: u32,
+    /// Most shared memory a block may have after opting in.
+    pub max_shared_bytes: u32,
     /// Newest CUDA version the driver supports, major and minor.
     pub driver: (i32, i32),
 }
@@ -107,18 +119,27 @@ pub fn find_device() -> Result<DeviceInfo> {
     for ordinal in 0..count {
         let device = result::device::get(ordinal).map_err(call("cuDeviceGet"))?;
         let name = result::device::get_name(device).map_err(call("cuDeviceGetName"))?;
-        // SAFETY: `device` was just returned by the driver.
-        let (major, minor, memory) = unsafe {
-            (
-                result::device::get_attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR),
-                result::device::get_attribute(device, Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR),
-                result::device::total_mem(device),
-            )
+        let attribute = |which| {
+            // SAFETY: `device` was just returned by the driver.
+            unsafe { result::device::get_attribute(device, which) }.map_err(call("cuDeviceGetAttribute"))
         };
-        let capability = (major.map_err(call("cuDeviceGetAttribute"))?, minor.map_err(call("cuDeviceGetAttribute"))?);
+        let capability = (
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        );
         if capability >= MIN_CAPABILITY {
-            let memory_bytes = memory.map_err(call("cuDeviceTotalMem"))? as u64;
-            return Ok(DeviceInfo { name, ordinal, capability, memory_bytes, driver });
+            // SAFETY: as above.
+            let memory = unsafe { result::device::total_mem(device) }.map_err(call("cuDeviceTotalMem"))?;
+            let positive = |which| attribute(which).map(|value| value.max(0) as u32);
+            return Ok(DeviceInfo {
+                name,
+                ordinal,
+                capability,
+                memory_bytes: memory as u64,
+                sm_count: positive(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+                max_shared_bytes: positive(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+                driver,
+            });
         }
         rejected.push(format!("{name} has {}.{}", capability.0, capability.1));
     }

@@ -47,6 +47,9 @@ pub(super) struct StepArgs {
     /// Share of the maskable weights that is pruned, in [0, 1) [default: 0.9]
     #[arg(long, allow_hyphen_values = true)]
     sparsity: Option<f64>,
+    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels
+    #[arg(long, default_value = "unstructured")]
+    pattern: String,
     /// Images a step [default: 128; 16 for ImageNet networks]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     batch: Option<u32>,
@@ -137,6 +140,7 @@ impl StepArgs {
             classes: self.classes.unwrap_or(classes),
             method,
             density,
+            pattern: self.pattern.parse()?,
             batch: self.batch.map_or(batch, |b| b as usize),
             steps: self.steps.map_or(steps, |s| s as usize),
             warmup: self.warmup as usize,
@@ -186,6 +190,7 @@ fn object(args: &StepArgs, config: &Config, threads: usize, report: &Report) -> 
         "threads": threads,
         "method": config.method,
         "sparsity": sparsity(config),
+        "pattern": config.pattern,
         "maskable": report.maskable,
         "nnz": report.nnz,
         "density": report.nnz as f64 / report.maskable as f64,

@@ -28,11 +28,12 @@ fn head(config: &Config, plan: Option<&Path>, report: &Report) -> String {
     let machine = Machine::this();
     let width = width(config).map(|w| format!(", width {w}")).unwrap_or_default();
     let pruned = (sparsity(config) * 1e12).round() / 1e10;
+    let blocks = config.pattern.block().map(|_| format!(", {}", config.pattern)).unwrap_or_default();
     let kept = percent(report.nnz as f64 / report.maskable as f64, 1);
     let macs = percent(report.sparse.macs as f64 / report.macs_dense as f64, 1);
     format!(
         "{model}{width}, batch {batch} of {channels}x{image_size}x{image_size}, {classes} classes\n\
-         {method}, {pruned} % pruned: {kept} of the weights left, {macs} of the multiply-accumulates\n\
+         {method}, {pruned} % pruned{blocks}: {kept} of the weights left, {macs} of the multiply-accumulates\n\
          {} on {}, {} cores{}; sparse-engine {}\n\
          {}\n",
         report.backend,

@@ -78,6 +78,35 @@ impl Element {
     }
 }
 
+/// What a run computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// f32 everywhere, no tensor cores: slow, the others' reference.
+    F32,
+    /// Tensors of f32; convolutions round their operands to 10 bits of mantissa.
+    Tf32,
+    /// Tensors of f16, sums and weights of f32.
+    F16,
+    /// Tensors of bfloat16, sums and weights of f32.
+    Bf16,
+}
+
+impl Precision {
+    /// What tensors are stored as.
+    pub fn element(self) -> Element {
+        match self {
+            Precision::F32 | Precision::Tf32 => Element::F32,
+            Precision::F16 => Element::F16,
+            Precision::Bf16 => Element::Bf16,
+        }
+    }
+
+    /// One of four kernel names: for f32, tf32, f16 and bf16.
+    pub(super) fn pick(self, names: [&'static str; 4]) -> &'static str {
+        names[self as usize]
+    }
+}
+
 /// Channels with padding: kernels work on groups of 8.
 pub fn padded(channels: u32) -> u32 {
     channels.next_multiple_of(8)

@@ -1,0 +1,71 @@
+//! How each convolution runs on a GPU. The default is a pure function of geometry, batch size and precision; what a run uses
+//! stands in its plan file, so that the same bytes come again on the same device model.
+
+use super::ops::conv::ConvPlan;
+use super::ops::operand::Precision;
+use crate::backend::Spec;
+use serde::{Deserialize, Serialize};
+
+/// Version of the format.
+pub const GPU_PLAN_VERSION: u32 = 1;
+
+/// One convolution or linear layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GpuLayer {
+    /// C, H, W, K, R, S, stride, padding.
+    pub geometry: [u32; 8],
+    /// Stored weights.
+    pub weights: usize,
+    /// How it runs.
+    pub plan: ConvPlan,
+}
+
+/// A plan for a network: one layer a convolution, in order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GpuPlan {
+    /// [`GPU_PLAN_VERSION`].
+    pub version: u32,
+    /// Device it was made on, for people.
+    pub device: String,
+    /// What tensors and factors are rounded to.
+    pub precision: Precision,
+    /// Layers in the order of [`Spec::convs`].
+    pub layers: Vec<GpuLayer>,
+}
+
+impl GpuPlan {
+    /// What `plans` say for the convolutions of `spec`.
+    pub(super) fn of(precision: Precision, spec: &Spec, plans: impl Iterator<Item = ConvPlan>, device: &str) -> Self {
+        let layers = spec.convs.iter().zip(plans).map(|(c, plan)| {
+            let g = c.geom;
+            GpuLayer {
+                geometry: [g.c, g.h, g.w, g.k, g.r, g.s, g.stride, g.pad],
+                weights: spec.params[c.weight.0 as usize].range.len(),
+                plan,
+            }
+        });
+        GpuPlan { version: GPU_PLAN_VERSION, device: device.into(), precision, layers: layers.collect() }
+    }
+
+    /// Whether it is for this network: the first difference, else.
+    ///
+    /// # Errors
+    /// One line that names the layer, what the plan has and what the network has.
+    pub fn check_spec(&self, spec: &Spec) -> Result<(), String> {
+        let wanted = GpuPlan::of(self.precision, spec, self.layers.iter().map(|l| l.plan), &self.device);
+        if self.layers.len() != spec.convs.len() {
+            return Err(format!("a plan of {} layers for a network of {}", self.layers.len(), spec.convs.len()));
+        }
+        for (i, (got, want)) in self.layers.iter().zip(&wanted.layers).enumerate() {
+            if (got.geometry, got.weights) != (want.geometry, want.weights) {
+                return Err(format!(
+                    "layer {i}: the plan is for geometry {:?} with {} weights, the network has {:?} with {}",
+                    got.geometry, got.weights, want.geometry, want.weights
+                ));
+            }
+        }
+        Ok(())
+    }
+}

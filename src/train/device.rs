@@ -1,0 +1,190 @@
+//! Steps on a GPU that has everything: several are captured in a graph and replayed, and the host looks at their losses now
+//! and then.
+
+use super::setup::Setup;
+use super::trainer::{Position, Stretch, Trainer};
+use crate::backend::gpu::{Crops, DeviceImages, Driver, Feed, GpuBackend, LossScale, StepState};
+use crate::checkpoint::{Running, Scaling};
+use crate::data::{PadMode, Split, epoch_crops, epoch_order};
+use crate::error::Result;
+use crate::graph::{Net, StepKind};
+use crate::optim::LearningRate;
+use crate::report::Score;
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+/// Most steps of a graph: more make no launch cheaper, and take longer to capture.
+const STEPS_A_GRAPH: usize = 16;
+/// How long launches go on before the host waits for their losses: long beside a wait, short for whoever watches.
+const UNWATCHED: Duration = Duration::from_millis(100);
+/// Largest data set that is kept on the device.
+pub(super) const MOST_RESIDENT_BYTES: usize = 16 << 30;
+
+/// What a graph holds.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Key {
+    training: bool,
+    /// Which of the splits on the device.
+    split: usize,
+    images: usize,
+    steps: usize,
+}
+
+/// Trains and evaluates a network whose data lie on the device.
+pub(super) struct DeviceFed<'a, D: Driver> {
+    setup: &'a Setup,
+    net: Net<GpuBackend<D>>,
+    feed: Feed<D>,
+    /// Splits on the device; the first is that of training.
+    splits: Vec<(Split, DeviceImages<D>)>,
+    graphs: HashMap<Key, D::Graph>,
+    scale: LossScale,
+    /// Where the device stands: the epoch that was entered, and its next batch.
+    at: Option<Position>,
+}
+
+impl<'a, D: Driver> DeviceFed<'a, D> {
+    /// # Errors
+    /// No memory for the data set.
+    pub fn new(setup: &'a Setup, net: Net<GpuBackend<D>>, scale: LossScale) -> Result<Self> {
+        let driver = net.backend().driver().clone();
+        let splits = [Some(&setup.train), setup.val.as_ref(), Some(&setup.data.test)];
+        let most = splits.iter().flatten().map(|s| s.len()).max().unwrap_or(0);
+        let feed = Feed::new(&*driver, most, setup.config.batch_size, &setup.preprocess.tables())?;
+        let mut device = DeviceFed { setup, net, feed, splits: vec![], graphs: HashMap::new(), scale, at: None };
+        device.resident(&setup.train)?;
+        Ok(device)
+    }
+
+    /// The number of a split on the device, where it goes if it is not there.
+    fn resident(&mut self, split: &Split) -> Result<usize> {
+        if let Some(i) = self.splits.iter().position(|(s, _)| s.same(split)) {
+            return Ok(i);
+        }
+        let labels: Vec<u32> = (0..split.len()).map(|i| split.label(i)).collect();
+        let base = if split.is_empty() { 0 } else { split.position(0) };
+        let driver = self.net.backend().driver();
+        let images = DeviceImages::new(&**driver, &split.planes(), &labels, base)?;
+        self.splits.push((split.clone(), images));
+        Ok(self.splits.len() - 1)
+    }
+
+    /// Enters the epoch of `at` and all that steers its steps from there on.
+    fn enter(&mut self, at: Position, rate: &LearningRate, scaling: Option<Scaling>) -> Result<()> {
+        let config = &self.setup.config;
+        let first = at.step - at.batch;
+        let order = epoch_order(config.seed.data, at.epoch, self.setup.train.len());
+        let crops = epoch_crops(config.seed.data, at.epoch);
+        let rates: Vec<f32> = (first..first + rate.steps_per_epoch).map(|step| rate.at(step) as f32).collect();
+        let driver = self.net.backend().driver().clone();
+        self.feed.begin_epoch(&*driver, &order, crops, &rates)?;
+        let scaling = scaling.unwrap_or(Scaling { scale: self.scale.first(), good: 0 });
+        self.net.backend_mut().set_state(&StepState {
+            lr: 0.0, // the first step takes its own
+            momentum: config.momentum as f32,
+            weight_decay: config.weight_decay as f32,
+            nesterov: u32::from(config.nesterov),
+            loss_scale: scaling.scale,
+            unscale: 1.0 / scaling.scale,
+            good: scaling.good,
+            hold: 0,
+            broken: 0,
+            step: at.step,
+            first,
+            batch: at.batch,
+        })
+    }
+
+    fn crops(&self) -> Crops {
+        let a = self.setup.config.augment;
+        Crops { pad: a.pad as u32, reflect: a.pad_mode == PadMode::Reflect, flip: a.flip }
+    }
+
+    /// Captures a graph unless it is there, and starts it.
+    fn replay(&mut self, key: Key) -> Result<()> {
+        let driver = self.net.backend().driver().clone();
+        if !self.graphs.contains_key(&key) {
+            let kind =
+                StepKind { crops: self.crops(), smoothing: self.setup.config.label_smoothing, scale: self.scale };
+            let (feed, images, net) = (&self.feed, &self.splits[key.split].1, &mut self.net);
+            let graph = driver.capture(&mut || {
+                (0..key.steps).try_for_each(|_| match key.training {
+                    true => net.start_training_step(feed, images, kind, key.images),
+                    false => net.start_evaluation_step(feed, images, key.images),
+                })
+            })?;
+            self.graphs.insert(key, graph);
+        }
+        driver.replay(&self.graphs[&key])
+    }
+
+    /// Starts batches `from..` of `count` images: graphs of many full ones, then of one, then the ragged last one, until all
+    /// are started or `until` says to stop. Returns the next batch.
+    fn start(&mut self, training: bool, split: usize, from: usize, until: impl Fn() -> bool) -> Result<usize> {
+        let (size, count) = (self.setup.config.batch_size, self.splits[split].1.count());
+        let (full, mut next) = (count / size, from);
+        while next < full {
+            let steps = if full - next >= STEPS_A_GRAPH { STEPS_A_GRAPH } else { 1 };
+            self.replay(Key { training, split, images: size, steps })?;
+            next += steps;
+            if until() {
+                return Ok(next);
+            }
+        }
+        if next * size < count {
+            self.replay(Key { training, split, images: count - next * size, steps: 1 })?;
+            next += 1;
+        }
+        Ok(next)
+    }
+}
+
+impl<D: Driver> Trainer for DeviceFed<'_, D> {
+    type Device = GpuBackend<D>;
+
+    fn net(&self) -> &Net<GpuBackend<D>> {
+        &self.net
+    }
+
+    fn net_mut(&mut self) -> &mut Net<GpuBackend<D>> {
+        &mut self.net
+    }
+
+    fn train(&mut self, at: Position, rate: &LearningRate, scaling: Option<Scaling>) -> Result<Stretch> {
+        if self.at != Some(at) {
+            self.enter(at, rate, scaling)?;
+        }
+        let (size, count) = (self.setup.config.batch_size, self.setup.train.len());
+        let began = Instant::now();
+        let next = self.start(true, 0, at.batch as usize, || began.elapsed() >= UNWATCHED)?;
+        let state = self.net.backend().state()?;
+        let driver = self.net.backend().driver().clone();
+        let losses = self.feed.losses(&*driver, at.batch as usize..next)?;
+        let good = if state.broken == 0 { losses.len() } else { (state.broken - 1 - at.step) as usize };
+        let images = |batch: usize| size.min(count - batch * size);
+        let steps = losses.iter().take(good).enumerate().map(|(i, &l)| (l, images(at.batch as usize + i)));
+        let steps: Vec<_> = steps.collect();
+        self.at = Some(Position { batch: next as u64, step: at.step + (next as u64 - at.batch), ..at });
+        let scaling = Scaling { scale: state.loss_scale, good: state.good };
+        let scaling = (self.scale == LossScale::Dynamic).then_some(scaling);
+        Ok(Stretch { steps, diverged: losses.get(good).map(|l| l.loss_sum), scaling })
+    }
+
+    /// A step that would have broken the network wrote nothing.
+    fn sound(&mut self) -> bool {
+        true
+    }
+
+    fn score(&mut self, images: &Split) -> Result<Score> {
+        let split = self.resident(images)?;
+        self.net.backend().begin_evaluation(&mut self.feed, 0)?;
+        let batches = self.start(false, split, 0, || false)?;
+        let driver = self.net.backend().driver().clone();
+        let (size, count) = (self.setup.config.batch_size, images.len());
+        let mut sums = Running::default();
+        for (i, loss) in self.feed.losses(&*driver, 0..batches)?.into_iter().enumerate() {
+            sums.add(loss.loss_sum, loss.correct, size.min(count - i * size) as u64);
+        }
+        Ok(sums.score())
+    }
+}
