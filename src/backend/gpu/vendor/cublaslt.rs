@@ -96,7 +96,6 @@ impl<T> Drop for Descriptor<T> {
 
 /// A matrix product that is ready to run.
 pub(super) struct Matrix {
-    library: Arc<Matrices>,
     product: Descriptor<sys::cublasLtMatmulDescOpaque_t>,
     /// Of the left factor, the right one and the result.
     layouts: [Descriptor<sys::cublasLtMatrixLayoutOpaque_t>; 3],
@@ -105,6 +104,8 @@ pub(super) struct Matrix {
     algorithm: sys::cublasLtMatmulAlgo_t,
     workspace: usize,
     output: Element,
+    /// Last: its handle goes after the descriptors.
+    library: Arc<Matrices>,
 }
 
 // SAFETY: descriptors are only read once they are set.

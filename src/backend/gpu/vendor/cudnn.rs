@@ -141,7 +141,6 @@ impl Algorithm {
 
 /// A convolution that is ready to run.
 pub(super) struct Convolution {
-    library: Arc<Convolutions>,
     x: Descriptor<sys::cudnnTensorStruct>,
     y: Descriptor<sys::cudnnTensorStruct>,
     w: Descriptor<sys::cudnnFilterStruct>,
@@ -149,6 +148,8 @@ pub(super) struct Convolution {
     algorithm: Algorithm,
     workspace: usize,
     element: Element,
+    /// Last: its handle goes after the descriptors.
+    library: Arc<Convolutions>,
 }
 
 // SAFETY: descriptors are only read once they are set, and each call holds the handle's lock.

@@ -6,6 +6,7 @@
 //! and never closed. Folders, in this order: those in [`FOLDERS`]; what the loader knows; the packages of the Pythons in
 //! `PATH`, in `VIRTUAL_ENV` or `CONDA_PREFIX`, and of the user.
 
+use std::error::Error;
 use std::path::{Path, PathBuf};
 
 /// Environment variable with folders of libraries, separated as in `PATH`.
@@ -128,7 +129,8 @@ fn open(path: &Path) -> Result<&'static libloading::Library, String> {
     // SAFETY: runs its initialisers; NVIDIA's libraries have none with preconditions.
     match unsafe { libloading::Library::new(path) } {
         Ok(library) => Ok(Box::leak(Box::new(library))),
-        Err(e) => Err(e.to_string().replace(['\n', '\r'], " ")),
+        // The loader's own words are one level down, and name the file.
+        Err(e) => Err(e.source().map_or(e.to_string(), ToString::to_string).replace(['\n', '\r'], " ")),
     }
 }
 
