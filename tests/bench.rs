@@ -255,7 +255,7 @@ fn json_has_what_is_promised() {
             assert!(above > 0.0 && above < 200e6, "{prefix}: {above}");
         }
     }
-    assert_eq!(all["checked"], true);
+    assert_eq!((&all["checked"], &all["pattern"]), (&true.into(), &"unstructured".into()));
     assert!(all["sparse_over_dense"]["median"].as_f64().unwrap() > 0.0);
     assert!(all["machine"]["cores"].as_u64().unwrap() >= 1 && all.as_object().unwrap().contains_key("commit"));
 }
@@ -323,6 +323,7 @@ fn wrong_arguments_are_refused() {
         ("bench", 2, "step"),
         ("bench step --model resnet21", 2, "resnet21"),
         ("bench step --method best", 2, "uniform"),
+        ("bench step --pattern block:4", 2, "block:16x16"),
         ("bench step --sparsity 1", 2, "sparsity"),
         ("bench step --method dense --sparsity 0.5", 2, "dense"),
         ("bench step --batch 0", 2, "batch"),

@@ -1,6 +1,6 @@
 //! Checkpoints: what is saved is what is loaded; damage and malice end in errors; a full disk costs nothing.
 
-use sparse_engine::checkpoint::{Best, Checkpoint, Meta, NetState, NormState, ParamState, Progress, Running};
+use sparse_engine::checkpoint::{Best, Checkpoint, Meta, NetState, NormState, ParamState, Progress, Running, Scaling};
 use sparse_engine::config::{Config, Overrides, resolve};
 use sparse_engine::data::{ImageShape, Preprocess};
 use sparse_engine::report::{DataInfo, Engine, Score};
@@ -52,6 +52,7 @@ fn sample(tag: u64) -> Checkpoint {
         batch: 5,
         running: Running { loss_sum: 0.1 + 0.7, correct: 5, n: 640 },
         best: Some(Best { epoch: 1, score }),
+        scaling: Some(Scaling { scale: 1024.0, good: 7 }),
     };
     Checkpoint { net, meta: Meta { engine: Engine::this(), config: config(), data, progress } }
 }

@@ -3,9 +3,9 @@
 #![cfg(target_os = "linux")]
 
 use sparse_engine::Error;
-use sparse_engine::backend::SgdStep;
 use sparse_engine::backend::gpu::ops::{operand::Element, sgd::SgdStore, sgd::sgd_step, state::StepState};
-use sparse_engine::backend::gpu::{self, Driver, cuda::Cuda};
+use sparse_engine::backend::gpu::{self, Driver, GpuBackend, Precision, cuda::Cuda};
+use sparse_engine::backend::{Plane, SgdStep, Spec, TensorSpec};
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
@@ -31,6 +31,13 @@ fn train() -> sparse_engine::Result<String> {
     // The second file is the one that holds the kernel.
     let driver = Cuda::open_with(gpu::find_device()?, &[("other", b"odd"), ("sgd", b"code")])?;
     assert!(driver.alloc(2 << 30).err().expect("too large").to_string().contains("no memory for 2147483648 bytes"));
+    let large = Spec {
+        batch: 1 << 16,
+        tensors: vec![TensorSpec::lasting(Plane { c: 64, h: 64, w: 64 }, 0)],
+        ..Spec::default()
+    };
+    let huge = GpuBackend::new(Cuda::open_with(gpu::find_device()?, &[])?, large, Precision::F16, None);
+    assert!(huge.err().expect("too large").to_string().contains("no memory for 34359738368 bytes"));
     drop(driver.alloc(0)?);
     const N: usize = 1029;
     let (mut values, mut grads, mut momentum) = (driver.alloc(4 * N)?, driver.alloc(4 * N)?, driver.alloc(4 * N)?);
@@ -82,9 +89,9 @@ fn graph() -> sparse_engine::Result<String> {
         assert!(outside.unwrap_err().to_string().contains("device buffer of 8 bytes"));
     }
 
-    driver.allow_shared("sgd_step", 232_448)?;
-    driver.allow_shared("sgd_step", 1)?; // lowers nothing
-    assert!(driver.allow_shared("sgd_step", 232_449).unwrap_err().to_string().contains("at most 232448"));
+    driver.allow_shared("sgd_step_f32", 232_448)?;
+    driver.allow_shared("sgd_step_f32", 1)?; // lowers nothing
+    assert!(driver.allow_shared("sgd_step_f32", 232_449).unwrap_err().to_string().contains("at most 232448"));
     assert!(driver.allow_shared("absent", 1).is_err());
 
     let (mut values, mut grads, mut momentum) = (driver.alloc(16)?, driver.alloc(16)?, driver.alloc(16)?);
@@ -93,8 +100,11 @@ fn graph() -> sparse_engine::Result<String> {
     }
     let [v, g, m] = [&values, &grads, &momentum].map(|b| driver.address(b));
     let step = SgdStep { lr: 1.0, momentum: 1.0, weight_decay: 0.0, nesterov: false };
-    // SAFETY: three buffers of 4 floats, alive as long as the graph.
-    let launch = || unsafe { sgd_step(&driver, v, g, m, 4, step) };
+    let mut state = driver.alloc(size_of::<StepState>())?;
+    driver.upload(&mut state, bytemuck::bytes_of(&StepState::from(step)))?;
+    let (store, s) = (SgdStore { values: v, n: 4, ..SgdStore::default() }, driver.address(&state));
+    // SAFETY: three buffers of 4 floats and a state, alive as long as the graph.
+    let launch = || unsafe { sgd_step(&driver, Element::F32, &store, g, m, s) };
     let read = || {
         let mut got = [0f32; 4];
         driver.download(&values, bytemuck::cast_slice_mut(&mut got)).map(|()| got[3])

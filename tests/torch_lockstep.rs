@@ -29,10 +29,8 @@ fn cpu() {
 #[test]
 #[cfg(feature = "emu")]
 fn emulated_gpu() {
-    let tolerances = [Tolerance::F32, Tolerance::COARSE, Tolerance::COARSE, Tolerance::COARSE];
-    for (precision, tol) in Precision::ALL.into_iter().zip(tolerances) {
-        lockstep(|spec| GpuBackend::new(Emulated::new(Order::Ascending)?, spec, precision, None), tol);
-    }
+    // Lower precisions turn ReLUs of so small a network (5 channels) too often: tests/gpu_lockstep.rs has a wider one.
+    lockstep(|spec| GpuBackend::new(Emulated::new(Order::Ascending)?, spec, Precision::F32, None), Tolerance::F32);
 }
 
 #[test]
@@ -260,10 +258,6 @@ struct Tolerance {
 impl Tolerance {
     /// A ReLU whose input is within rounding of zero may open or close in f32, and a gradient with it: hence 3e-2.
     const F32: Tolerance = Tolerance { loss: 1e-5, logits: 1e-4, gradient: 3e-2, gradient_median: 5e-3, running: 1e-4 };
-    /// With tensors and factors of 8 to 11 bits. An error of 0.31 is a cosine of 0.95.
-    #[cfg(feature = "emu")]
-    const COARSE: Tolerance =
-        Tolerance { loss: 5e-3, logits: 5e-2, gradient: 0.31, gradient_median: 0.1, running: 2e-2 };
 }
 
 /// One step from each of the fixture's states.

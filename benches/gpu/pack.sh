@@ -34,6 +34,34 @@ export RUSTFLAGS="${RUSTFLAGS:-} --remap-path-prefix=$HOME=home --remap-path-pre
 export CXXFLAGS="${CXXFLAGS:-} -ffile-prefix-map=$root=. -ffile-prefix-map=$target=target"
 export SPARSE_ENGINE_CUDA=require
 
+# nvcc writes the folder it runs in into the machine code (-lineinfo), and has no option to map it. So it runs in a copy
+# of the kernels whose name is the same everywhere. It says so with its version, so that the build's cache of compiled
+# kernels holds both kinds apart.
+nvcc=${NVCC:-${CUDA_HOME:+$CUDA_HOME/bin/nvcc}}
+nvcc=${nvcc:-$(command -v nvcc || echo /usr/local/cuda/bin/nvcc)}
+nvcc=$(realpath "$nvcc")
+export NVCC=$target/pack-nvcc/nvcc
+mkdir -p "$target/pack-nvcc"
+cat >"$NVCC.tmp" <<END
+#!/bin/sh
+set -e
+if [ "\$1" = --version ]; then
+    '$nvcc' --version
+    echo "in a folder that names no machine"
+    exit
+fi
+copy=/tmp/sparse-engine-kernels-\$(find . -type f | LC_ALL=C sort | xargs sha256sum | sha256sum | cut -c 1-12)
+if ! [ -d "\$copy" ]; then
+    cp -r . "\$copy.\$\$"
+    mv -T "\$copy.\$\$" "\$copy" 2>/dev/null || rm -rf "\$copy.\$\$" # another was faster
+fi
+cd "\$copy"
+exec '$nvcc' "\$@"
+END
+chmod +x "$NVCC.tmp"
+# Only if it changed: cargo builds anew when it is newer.
+cmp -s "$NVCC.tmp" "$NVCC" && rm "$NVCC.tmp" || mv "$NVCC.tmp" "$NVCC"
+
 rm -rf "$out/sparse-engine" "$out/tests"
 mkdir -p "$out/tests"
 cargo build "${profile[@]}" --bin sparse-engine

@@ -13,8 +13,8 @@ ROOT = PACK.parents[2]
 
 CARGO = """\
 #!/usr/bin/env -S python3 -IS
-import json, os, sys
-here, args = {folder!r}, sys.argv[1:]
+import json, os, subprocess, sys
+here, args = "{folder}", sys.argv[1:]
 with open(here + "/calls", "a") as f:
     f.write(json.dumps([args, dict(os.environ)]) + "\\n")
 def made(path):
@@ -26,6 +26,8 @@ os.makedirs(here + "/target/pack/deps", exist_ok=True)
 if args[0] == "metadata":
     print(json.dumps({{"target_directory": here + "/target"}}))
 elif args[0] == "build":
+    version = subprocess.run([os.environ["NVCC"], "--version"], capture_output=True, text=True, check=True).stdout
+    subprocess.run([os.environ["NVCC"], "-fatbin", "sgd.cu", version], cwd="kernels", check=True)
     made(here + "/target/pack/sparse-engine")
 else:
     print(json.dumps({{"reason": "compiler-artifact", "executable": None, "target": {{"kind": ["lib"], "name": "x"}}}}))
@@ -38,18 +40,27 @@ else:
 """
 
 
+NVCC = """\
+#!/bin/sh
+if [ "$1" = --version ]; then echo "release 13.0, V13.0.88"; exit; fi
+{{ pwd; for each; do echo "$each"; done; cmp sgd.cu '{root}/kernels/sgd.cu' && echo same; }} >'{folder}/nvcc-said'
+"""
+
+
 class Pack(unittest.TestCase):
     def setUp(self):
         folder = tempfile.TemporaryDirectory(dir="/tmp")
         self.addCleanup(folder.cleanup)
         self.folder = pathlib.Path(folder.name).resolve()
-        cargo = self.folder / "cargo"
-        cargo.write_text(CARGO.format(folder=str(self.folder)))
-        cargo.chmod(0o755)
+        for name, text in (("cargo", CARGO), ("nvcc", NVCC)):
+            program = self.folder / name
+            program.write_text(text.format(folder=self.folder, root=ROOT))
+            program.chmod(0o755)
 
     def pack(self, *args, **env):
         path = f"{self.folder}:{pathlib.Path(sys.executable).parent}:/usr/bin:/bin"
-        env = {**os.environ, "PATH": path, "RUSTFLAGS": "-Ctarget-cpu=x", **env}
+        nvcc = str(self.folder / "nvcc")
+        env = {**os.environ, "PATH": path, "RUSTFLAGS": "-Ctarget-cpu=x", "NVCC": nvcc, **env}
         return subprocess.run([PACK, *args], capture_output=True, text=True, env=env, cwd=self.folder)
 
     def test_binaries_and_flags(self):
@@ -73,6 +84,18 @@ class Pack(unittest.TestCase):
         self.assertEqual(self.pack("out").returncode, 0)
         self.assertEqual(self.pack("out", "gpu_sgd").returncode, 0)
         self.assertEqual([p.name for p in (self.folder / "out" / "tests").iterdir()], ["gpu_sgd"])
+
+    def test_nvcc_runs_in_a_folder_that_names_no_machine(self):
+        wrapper = self.folder / "target" / "pack-nvcc" / "nvcc"
+        written = []
+        for _ in range(2):
+            self.assertEqual(self.pack("out", "gpu_sgd").returncode, 0)
+            said = (self.folder / "nvcc-said").read_text().splitlines()
+            self.assertRegex(said[0], "^/tmp/sparse-engine-kernels-[0-9a-f]{12}$")
+            version = ["release 13.0, V13.0.88", "in a folder that names no machine"]
+            self.assertEqual([line for line in said[1:] if line], ["-fatbin", "sgd.cu", *version, "same"])
+            written.append(wrapper.stat().st_mtime_ns)
+        self.assertEqual(*written)  # else all would be built anew
 
     def test_what_holds_a_path_is_refused(self):
         done = self.pack("out", "gpu_sgd", CONTENT="at /home/ann/engine/src/lib.rs")

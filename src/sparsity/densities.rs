@@ -70,7 +70,7 @@ impl Target {
     fn times(&self, n: u64) -> (u64, bool) {
         let (carry, rest) = mul_div(self.remainder.1, n, self.unit);
         let sum = self.remainder.0 * u128::from(n) + carry;
-        (self.whole * n + (sum / self.weight_sum) as u64, sum % self.weight_sum == 0 && rest == 0)
+        (self.whole * n + (sum / self.weight_sum) as u64, sum.is_multiple_of(self.weight_sum) && rest == 0)
     }
 
     /// Pieces of `weights` weights nearest to the target; a half rounds up.

@@ -24,7 +24,7 @@ pub fn unbalanced(mask: &Mask, shape: BlockShape, kept: usize) -> Option<String>
 
 #[test]
 fn drawn_masks_keep_what_was_shared_in_balanced_blocks() {
-    let mut cases: Vec<(Vec<Maskable>, Method, f64, (u32, u32), u64)> = Vec::new();
+    let mut cases = Vec::new();
     for seed in 0..12 {
         let nets = [(Some(32), Method::Uniform), (Some(32), Method::Erk), (Some(64), Method::Erk)];
         cases

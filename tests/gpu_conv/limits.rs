@@ -57,7 +57,7 @@ fn default_plans_are_valid() {
             for (precision, batch) in PRECISIONS.into_iter().flat_map(|p| [(p, 1), (p, 128)]) {
                 let conv = Conv::new(geom, precision, batch, None, None).unwrap();
                 assert_eq!(conv.plan, ConvPlan::new(&geom, batch, precision, false));
-                assert_eq!(conv.lists.words, []);
+                assert!(conv.lists.words.is_empty());
                 if c % 16 == 0 && k % 16 == 0 {
                     let conv = Conv::new(geom, precision, batch, Some(&[0]), Some((16, 16))).unwrap();
                     assert!(!conv.lists.words.is_empty() && conv.stored == 1);

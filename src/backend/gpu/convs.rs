@@ -139,6 +139,7 @@ impl<D: Driver> Convs<D> {
     }
 
     /// `y`: address, and what it is stored as. `bias` and `statistics`: addresses, or 0.
+    #[allow(clippy::too_many_arguments)] // the operation's operands
     pub fn forward(
         &self,
         driver: &D,
@@ -172,6 +173,7 @@ impl<D: Driver> Convs<D> {
     }
 
     /// Returns `dy` as the data gradient may read it: a vendor's operands are written out, once for both.
+    #[allow(clippy::too_many_arguments)] // the operation's operands
     pub fn weight_gradient(
         &self,
         driver: &D,

@@ -245,8 +245,7 @@ pub unsafe fn data_gradient<D: Driver>(driver: &D, conv: &Conv, images: u32, a: 
     unsafe { multiply(driver, conv, conv.plan.data, conv.lists.data, args) }
 }
 
-/// Kernels by tile, for f32, tf32, f16 and bf16. Without tensor cores one serves all. A vendor's products start elsewhere;
-/// what is left to these launchers of such a layer gathers.
+/// Kernels by tile, for f32, tf32, f16 and bf16. Without tensor cores one serves all. What a vendor does not make gathers.
 fn multiply_kernel(precision: Precision, tile: Tile, blocks: bool) -> &'static str {
     let names = match (tile.kind, blocks, tile.columns) {
         (Kind::Gather | Kind::Vendor, false, 16) => {

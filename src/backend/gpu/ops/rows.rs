@@ -72,6 +72,6 @@ mod tests {
     fn too_many_rows_are_an_error() {
         assert_eq!(by_block_rows(129, 8).unwrap().grid, [2, 1, 1]);
         assert!(by_block_rows(1 << 38, 8).is_err()); // 2^31 blocks
-        by_block_rows((1 << 38) - 128, 8).unwrap().check("k").unwrap();
+        by_block_rows((1 << 38) - 128, 8).unwrap().check("k", 0).unwrap();
     }
 }

@@ -105,6 +105,7 @@ impl<D: Driver> Layers<D> {
     ///
     /// # Safety
     /// The operand's addresses are live; `part` has room for `total` rows.
+    #[allow(clippy::too_many_arguments)] // an operand's parts
     unsafe fn plain(
         &self,
         driver: &D,
@@ -134,7 +135,7 @@ impl<D: Driver> Layers<D> {
     /// # Safety
     /// As [`conv::forward`](super::super::ops::conv::forward); `w` has padded(K) rows, and what `x` reads, and `y`, room for
     /// the whole batch.
-    #[allow(clippy::too_many_arguments)]
+    #[allow(clippy::too_many_arguments)] // the operation's operands
     pub unsafe fn forward(
         &self,
         driver: &D,
@@ -166,6 +167,7 @@ impl<D: Driver> Layers<D> {
     /// # Safety
     /// As [`conv::data_gradient`](super::super::ops::conv::data_gradient) but that it takes `w`, of padded(K) rows; what `dy`
     /// reads has room for the whole batch.
+    #[allow(clippy::too_many_arguments)] // the operation's operands
     pub unsafe fn data_gradient(
         &self,
         driver: &D,
@@ -195,6 +197,7 @@ impl<D: Driver> Layers<D> {
     /// # Safety
     /// As [`conv::weight_gradient`](super::super::ops::conv::weight_gradient); what `x` and `dy` read has room for the whole
     /// batch.
+    #[allow(clippy::too_many_arguments)] // the operation's operands
     pub unsafe fn weight_gradient(
         &self,
         driver: &D,
