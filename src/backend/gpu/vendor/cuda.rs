@@ -2,8 +2,10 @@
 //! opened when the first product asks for it.
 //!
 //! No GPU has run this code yet. Counterfeit libraries have (`tests/gpu_vendor_cuda.rs`), which compute on the host what they
-//! are asked for; and NVIDIA's own 13.10 and 9.28 have been found, opened and checked on a machine without a GPU, where they
-//! refuse to go on with an error.
+//! are asked for; and NVIDIA's own cuBLASLt 13.10 and cuDNN 9.28 were found, opened and checked on a machine without a GPU,
+//! where creating a handle is their first refusal. So unknown until a GPU runs it: whether cuDNN has these algorithms for
+//! every geometry, in NHWC and each type; its products inside the capture of a graph; that the bytes are the same each
+//! time, which NVIDIA's documentation says of what is asked for here; time and workspace.
 
 use super::super::cuda::Session;
 use super::cublaslt::{self, Matrices};

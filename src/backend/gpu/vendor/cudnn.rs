@@ -1,4 +1,6 @@
 //! Convolutions by cuDNN's descriptors: NHWC tensors and filters, f32 sums, algorithms that give the same bytes each time.
+//! Weight gradients come in the tensors' type: in halves they overflow where the other kernels' f32 ones do not, which the
+//! loss scale sees.
 //! See [`super::cuda`] for what has not been run.
 
 use super::super::cuda::Session;

@@ -3,7 +3,7 @@
 //!
 //! A library reads and writes plain tensors. So operands that our kernels compute while reading are written out first, and
 //! what our kernels do to a result while it is at hand (bias, statistics, finish, picking the non-zeros) follows in kernels
-//! of its own: [`layers`].
+//! of its own (`layers.rs`).
 
 #[cfg(feature = "emu")]
 pub mod host;
