@@ -261,12 +261,12 @@ impl<D: Driver> GpuBackend<D> {
         let [_, grads, _] = self.stores();
         let range = |p: ParamId| grads + 4 * self.spec.params[p.0 as usize].range.start as u64;
         let (x, dy) = (self.input(x), self.grad(dy));
-        self.convs.weight_gradient(&*self.driver, conv, x, dy, range(spec.weight), self.scratch(2), n)?;
+        let made = self.convs.weight_gradient(&*self.driver, conv, x, dy, range(spec.weight), self.scratch(2), n)?;
         if let Some(bias) = spec.bias {
             self.convs.bias_gradient(&*self.driver, conv, dy, range(bias), self.scratch(2), n)?;
         }
         if let Some(dx) = dx {
-            let blocks = self.convs.data_gradient(&*self.driver, conv, dy, self.finish(dx), n)?;
+            let blocks = self.convs.data_gradient(&*self.driver, conv, made, self.finish(dx), n)?;
             self.merge_sums(dx, blocks, n)?;
         }
         Ok(())
@@ -440,8 +440,12 @@ impl<D: Driver> GpuBackend<D> {
             gradients: stored,
             momentum: stored,
             operand_copies: self.convs.copy_bytes as u64,
-            activations: (self.layout.bytes + 3 * self.part + self.norms.bytes + 4 * self.spec.running() + small)
-                as u64,
+            activations: (self.layout.bytes
+                + 3 * self.part
+                + self.convs.vendor().0
+                + self.norms.bytes
+                + 4 * self.spec.running()
+                + small) as u64,
         }
     }
 

@@ -2,10 +2,12 @@
 //! an update reaches the copies.
 
 use super::driver::Driver;
-use super::ops::conv::{self, Conv, DataGradient, Forward, WeightGradient, data_tiles};
+use super::ops::conv::{self, Conv, ConvPlan, DataGradient, Forward, WeightGradient, data_tiles};
+use super::ops::gather::Gather;
 use super::ops::operand::{Element, Finish, Operand, Precision, padded};
 use super::ops::sgd::{self, Place, SgdStore};
 use super::plan::GpuPlan;
+use super::vendor::{Pass, layers::Layers};
 use crate::backend::{ConvId, ParamSpec, Spec};
 use crate::error::{Error, Result};
 
@@ -17,6 +19,8 @@ struct Layer {
     conv: Conv,
     /// First number in both copies.
     at: [usize; 2],
+    /// First stored weight.
+    first: usize,
 }
 
 /// All convolutions.
@@ -29,6 +33,8 @@ pub(super) struct Convs<D: Driver> {
     copies: [D::Buf; 2],
     map: D::Buf,
     _lists: D::Buf,
+    /// What a vendor's library makes.
+    vendor: Option<Layers<D>>,
     scratch: u64,
     pub copy_bytes: usize,
     pub index_bytes: usize,
@@ -37,6 +43,9 @@ pub(super) struct Convs<D: Driver> {
 impl<D: Driver> Convs<D> {
     pub fn new(driver: &D, spec: &Spec, precision: Precision, plan: Option<&GpuPlan>) -> Result<Self> {
         let batch = spec.batch as u32;
+        if let Some(plan) = plan {
+            plan.check_spec(spec).map_err(Error::Failed)?;
+        }
         let mut layers = Vec::with_capacity(spec.convs.len());
         let (mut ends, mut words, mut scratch) = ([0usize; 2], Vec::<u32>::new(), 0);
         let mut map = vec![Place { w: Place::NOWHERE, wt: Place::NOWHERE }; spec.stored()];
@@ -54,9 +63,11 @@ impl<D: Driver> Convs<D> {
             words.append(&mut conv.lists.words);
             scratch = scratch.max(conv.weight_scratch()).max(conv.bias_scratch(batch));
             let taps = (g.r * g.s) as usize;
-            let sizes = [(g.k, g.c), (g.c, g.k)].map(|(rows, row)| rows as usize * taps * padded(row) as usize);
+            // A library takes padding channels for channels.
+            let rows = if Pass::ALL.iter().any(|&p| conv.plan.by_vendor(p)) { padded(g.k) } else { g.k };
+            let sizes = [(rows, g.c), (g.c, g.k)].map(|(rows, row)| rows as usize * taps * padded(row) as usize);
             map_weight(weight, [g.k, g.c, g.r * g.s], ends, &mut map);
-            layers.push(Layer { conv, at: ends });
+            layers.push(Layer { conv, at: ends, first: weight.range.start });
             for (end, size) in ends.iter_mut().zip(sizes) {
                 *end = (*end + size).next_multiple_of(ALIGN);
             }
@@ -64,6 +75,8 @@ impl<D: Driver> Convs<D> {
         if let Some(end) = ends.into_iter().find(|&end| end >= Place::NOWHERE as usize) {
             return Err(Error::Failed(format!("GPU: the network's dense weights are {end} numbers, at most 2^32")));
         }
+        let plans: Vec<ConvPlan> = layers.iter().map(|l| l.conv.plan).collect();
+        let vendor = Layers::new(driver, spec, precision, &plans)?;
         let element = precision.element();
         let [w, wt] = ends.map(|numbers| -> Result<D::Buf> {
             let mut buf = driver.alloc(numbers * element.bytes())?;
@@ -77,9 +90,7 @@ impl<D: Driver> Convs<D> {
         driver.upload(&mut lists, bytemuck::cast_slice(&words))?;
         let first = driver.address(&lists);
         layers.iter_mut().for_each(|l| l.conv.lists_at += first);
-        let plan = plan
-            .cloned()
-            .unwrap_or_else(|| GpuPlan::of(precision, spec, layers.iter().map(|l| l.conv.plan), &driver.describe()));
+        let plan = plan.cloned().unwrap_or_else(|| GpuPlan::of(precision, spec, plans.into_iter(), &driver.describe()));
         Ok(Convs {
             layers,
             plan,
@@ -88,6 +99,7 @@ impl<D: Driver> Convs<D> {
             copies,
             map: map_buf,
             _lists: lists,
+            vendor,
             scratch,
             copy_bytes: (ends[0] + ends[1]) * element.bytes(),
             index_bytes: size_of_val(&*map) + 4 * words.len(),
@@ -96,6 +108,16 @@ impl<D: Driver> Convs<D> {
 
     pub fn plan(&self) -> &GpuPlan {
         &self.plan
+    }
+
+    /// Memory for a vendor's products, and the libraries that make them.
+    pub fn vendor(&self) -> (usize, &str) {
+        self.vendor.as_ref().map_or((0, ""), |v| (v.bytes, &v.name))
+    }
+
+    /// The vendor, if it makes that pass of that layer.
+    fn by_vendor(&self, conv: ConvId, pass: Pass) -> Option<&Layers<D>> {
+        self.vendor.as_ref().filter(|v| v.makes(conv.0 as usize, pass))
     }
 
     /// What weight and bias gradients need at most.
@@ -128,7 +150,11 @@ impl<D: Driver> Convs<D> {
         statistics: u64,
         n: usize,
     ) -> Result<()> {
-        let (conv, [w, _]) = self.layer(driver, conv);
+        let (id, (conv, [w, _])) = (conv, self.layer(driver, conv));
+        if let Some(vendor) = self.by_vendor(id, Pass::Forward).filter(|_| stored == self.element) {
+            // SAFETY: as below; tensors have room for the batch, the copy has padding rows.
+            return unsafe { vendor.forward(driver, id.0 as usize, conv, x, [w, bias, y, statistics], n) };
+        }
         let a = Forward { x, w, bias, y, y_f32: stored == Element::F32, statistics };
         // SAFETY: addresses of the backend's own buffers, of the sizes that its spec and this layer's geometry give.
         unsafe { conv::forward(driver, conv, n as u32, &a) }
@@ -136,12 +162,17 @@ impl<D: Driver> Convs<D> {
 
     /// Returns the row blocks that left partial sums.
     pub fn data_gradient(&self, driver: &D, conv: ConvId, dy: Operand, finish: Finish, n: usize) -> Result<u64> {
-        let (conv, [_, wt]) = self.layer(driver, conv);
+        let (id, (conv, [w, wt])) = (conv, self.layer(driver, conv));
+        if let Some(vendor) = self.by_vendor(id, Pass::Data) {
+            // SAFETY: as in `forward`.
+            return unsafe { vendor.data_gradient(driver, id.0 as usize, conv, dy, w, finish, n) };
+        }
         // SAFETY: as in `forward`.
         unsafe { conv::data_gradient(driver, conv, n as u32, &DataGradient { dy, wt, finish })? };
         Ok(data_tiles(&conv.geom, n as u32))
     }
 
+    /// Returns `dy` as the data gradient may read it: a vendor's operands are written out, once for both.
     #[allow(clippy::too_many_arguments)] // the operation's operands
     pub fn weight_gradient(
         &self,
@@ -152,10 +183,18 @@ impl<D: Driver> Convs<D> {
         grads: u64,
         scratch: u64,
         n: usize,
-    ) -> Result<()> {
-        let (conv, _) = self.layer(driver, conv);
+    ) -> Result<Operand> {
+        let (id, (conv, _)) = (conv, self.layer(driver, conv));
+        if let Some(vendor) = self.by_vendor(id, Pass::Weight) {
+            let layer = &self.layers[id.0 as usize];
+            let places = driver.address(&self.map) + (layer.first * size_of::<Place>()) as u64;
+            let gather = Gather { places, grads, first: layer.at[0] as u32, ..Gather::default() };
+            // SAFETY: as in `forward`.
+            return unsafe { vendor.weight_gradient(driver, id.0 as usize, conv, x, dy, gather, n) };
+        }
         // SAFETY: as in `forward`.
-        unsafe { conv::weight_gradient(driver, conv, n as u32, &WeightGradient { x, dy, grads, scratch }) }
+        unsafe { conv::weight_gradient(driver, conv, n as u32, &WeightGradient { x, dy, grads, scratch })? };
+        Ok(dy)
     }
 
     pub fn bias_gradient(

@@ -7,6 +7,7 @@ use super::capture::Gate;
 use super::driver::{Arg, Driver, Launch, check_args, check_range, check_shared};
 use super::embedded::FATBINS;
 use super::probe::{self, DeviceInfo};
+use super::vendor::{CudaVendor, Vendor};
 use crate::error::{Error, Result};
 use cudarc::driver::sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_DYNAMIC_SHARED;
 use cudarc::driver::sys::CUstreamCaptureMode as CaptureMode;
@@ -21,6 +22,7 @@ const MAX_ARGS: usize = 16;
 /// A CUDA device with this binary's kernels loaded.
 pub struct Cuda {
     session: Arc<Session>,
+    vendor: CudaVendor,
     info: DeviceInfo,
     functions: Mutex<HashMap<&'static str, Function>>,
 }
@@ -52,7 +54,7 @@ struct Function {
 unsafe impl Send for Function {}
 
 /// What lives as long as the last buffer.
-struct Session {
+pub(super) struct Session {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
@@ -68,7 +70,12 @@ unsafe impl Send for Session {}
 unsafe impl Sync for Session {}
 
 impl Session {
-    fn bind(&self) -> Result<()> {
+    pub(super) fn stream(&self) -> sys::CUstream {
+        self.stream
+    }
+
+    /// Makes the context that of this thread.
+    pub(super) fn bind(&self) -> Result<()> {
         // SAFETY: retained in `open`, released in `drop`.
         unsafe { result::ctx::set_current(self.context) }.map_err(failed("cuCtxSetCurrent"))
     }
@@ -198,7 +205,9 @@ impl Cuda {
             })?;
             session.modules.push(module);
         }
-        Ok(Cuda { session: Arc::new(session), info: device, functions: Mutex::default() })
+        let session = Arc::new(session);
+        let vendor = CudaVendor::new(session.clone());
+        Ok(Cuda { session, vendor, info: device, functions: Mutex::default() })
     }
 
     /// The device.
@@ -376,5 +385,9 @@ impl Driver for Cuda {
         self.session.bind()?;
         // SAFETY: graph and stream are of this session; what the launches reach was promised when they were recorded.
         unsafe { result::graph::launch(graph.exec, self.session.stream) }.map_err(failed("cuGraphLaunch"))
+    }
+
+    fn vendor(&self) -> Option<&dyn Vendor> {
+        Some(&self.vendor)
     }
 }

@@ -21,7 +21,11 @@ impl<D: Driver> Backend for GpuBackend<D> {
     }
 
     fn describe(&self) -> String {
-        format!("{}, {}", self.driver.describe(), self.precision)
+        let vendor = match self.convs.vendor() {
+            (_, "") => String::new(),
+            (_, name) => format!(", {name}"),
+        };
+        format!("{}, {}{vendor}", self.driver.describe(), self.precision)
     }
 
     fn bytes(&self) -> Bytes {

@@ -1,5 +1,6 @@
 //! What a device driver must do: memory, copies, launches. Kernels are found by name.
 
+use super::vendor::Vendor;
 use crate::error::{Error, Result};
 use std::ffi::c_void;
 use std::marker::PhantomData;
@@ -66,6 +67,11 @@ pub trait Driver: Send + Sync {
     fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<Self::Graph>;
     /// Starts all launches of a graph in the order they were recorded in; an error if another device recorded it.
     fn replay(&self, graph: &Self::Graph) -> Result<()>;
+
+    /// Dense products from a library, for plans that ask for them; whether it can be had shows when one is asked for.
+    fn vendor(&self) -> Option<&dyn Vendor> {
+        None
+    }
 }
 
 /// A kernel argument, by value: a plain number, a device address, or a `#[repr(C)]` struct.

@@ -1,9 +1,14 @@
 //! The emulated device (feature `emu`): the same kernel source, compiled by a host compiler against `kernels/emu/`.
 //! What it finds and what it can't is said in `kernels/emu/cuda.hpp`. Launches have finished when they return.
 
+mod limits;
+
+pub use limits::{Limits, Order};
+
 use super::capture::Gate;
 use super::driver::{Arg, Driver, Launch, check_args, check_range, check_shared};
 use super::embedded::{RESOURCES, Resource};
+use super::vendor::{Vendor, host::HostVendor};
 use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -30,46 +35,38 @@ unsafe extern "C" {
     fn sparse_engine_emu_intact(memory: *const c_void, bytes: usize) -> c_int;
 }
 
-/// In which order threads and blocks run: a kernel that needs a barrier it lacks goes wrong in one of the two.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Order {
-    /// Lowest index first.
-    Ascending,
-    /// Highest index first.
-    Descending,
-}
-
-impl Order {
-    /// Both: a test runs in each.
-    pub const BOTH: [Order; 2] = [Order::Ascending, Order::Descending];
-}
-
-/// What an emulated device is like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Compute capability, major and minor.
-    pub capability: (i32, i32),
-    /// Multiprocessors. Blocks run one after another whatever it is.
-    pub sm_count: u32,
-    /// Most static and dynamic shared memory of a block after [`Driver::allow_shared`].
-    pub max_shared_bytes: u32,
-}
-
-impl Limits {
-    /// An A100.
-    pub const SM_80: Limits = Limits { capability: (8, 0), sm_count: 108, max_shared_bytes: 163 << 10 };
-    /// An H100.
-    pub const SM_90: Limits = Limits { capability: (9, 0), sm_count: 132, max_shared_bytes: 227 << 10 };
-    /// Registers of a multiprocessor, hence most of a block.
-    const REGISTERS: u32 = 65_536;
-}
-
-/// What a device and its buffers share.
+/// What a device, its buffers and its products share.
 #[derive(Default)]
-struct Shared {
+pub(super) struct Shared {
     /// Address and length of each live buffer.
     live: Mutex<Vec<(usize, usize)>>,
     gate: Gate,
+    recorded: Mutex<Vec<Step>>,
+}
+
+/// A host function that stands for a library's launches.
+pub(super) type HostCall = Box<dyn Fn() -> Result<()> + Send>;
+
+/// What a graph holds.
+enum Step {
+    Launch(Call),
+    Host(HostCall),
+}
+
+impl Shared {
+    pub(super) fn run_or_record(&self, call: HostCall) -> Result<()> {
+        if self.gate.is_recording() {
+            lock(&self.recorded).push(Step::Host(call));
+            return Ok(());
+        }
+        call()
+    }
+
+    /// Whether that many bytes lie in one live buffer.
+    pub(super) fn holds(&self, at: u64, bytes: usize) -> bool {
+        let from = |start: usize| (at as usize).checked_sub(start);
+        lock(&self.live).iter().any(|&(start, held)| from(start).is_some_and(|f| f <= held && bytes <= held - f))
+    }
 }
 
 /// The emulated device.
@@ -80,7 +77,7 @@ pub struct Emulated {
     resources: &'static [Resource],
     /// Dynamic shared memory that kernels were allowed.
     allowed: Mutex<HashMap<&'static str, u32>>,
-    recorded: Mutex<Vec<Call>>,
+    vendor: Option<HostVendor>,
     shared: Arc<Shared>,
 }
 
@@ -102,7 +99,7 @@ unsafe impl Send for EmulatedBuf {}
 
 /// Launches recorded on an [`Emulated`], with copies of their arguments.
 pub struct EmulatedGraph {
-    calls: Vec<Call>,
+    steps: Vec<Step>,
     shared: Arc<Shared>,
 }
 
@@ -146,7 +143,7 @@ impl Emulated {
             limits,
             resources: RESOURCES,
             allowed: Mutex::default(),
-            recorded: Mutex::default(),
+            vendor: None,
             shared: Arc::default(),
         })
     }
@@ -154,6 +151,12 @@ impl Emulated {
     /// Takes registers from another table than the build's.
     pub fn with_resources(mut self, resources: &'static [Resource]) -> Self {
         self.resources = resources;
+        self
+    }
+
+    /// With a vendor's library, played by the host.
+    pub fn with_vendor(mut self) -> Self {
+        self.vendor = Some(HostVendor::new(self.shared.clone()));
         self
     }
 
@@ -345,7 +348,7 @@ impl Driver for Emulated {
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         let call = self.prepare(kernel, launch, args)?;
         if self.shared.gate.is_recording() {
-            lock(&self.recorded).push(call);
+            lock(&self.shared.recorded).push(Step::Launch(call));
             return Ok(());
         }
         // SAFETY: the caller's promise.
@@ -358,10 +361,10 @@ impl Driver for Emulated {
 
     fn capture(&self, record: &mut dyn FnMut() -> Result<()>) -> Result<EmulatedGraph> {
         let recording = self.shared.gate.begin()?;
-        lock(&self.recorded).clear(); // what a failed capture left
+        lock(&self.shared.recorded).clear(); // what a failed capture left
         recording.finish(record())?;
-        let calls = std::mem::take(&mut *lock(&self.recorded));
-        Ok(EmulatedGraph { calls, shared: self.shared.clone() })
+        let steps = std::mem::take(&mut *lock(&self.shared.recorded));
+        Ok(EmulatedGraph { steps, shared: self.shared.clone() })
     }
 
     fn replay(&self, graph: &EmulatedGraph) -> Result<()> {
@@ -369,7 +372,14 @@ impl Driver for Emulated {
         if !Arc::ptr_eq(&self.shared, &graph.shared) {
             return Err(Error::Failed("emulated GPU: replay of a graph that another device recorded".into()));
         }
-        // SAFETY: promised when each was recorded.
-        graph.calls.iter().try_for_each(|call| unsafe { self.run(call) })
+        graph.steps.iter().try_for_each(|step| match step {
+            // SAFETY: promised when it was recorded.
+            Step::Launch(call) => unsafe { self.run(call) },
+            Step::Host(call) => call(),
+        })
+    }
+
+    fn vendor(&self) -> Option<&dyn Vendor> {
+        self.vendor.as_ref().map(|v| v as &dyn Vendor)
     }
 }

@@ -20,6 +20,7 @@ pub mod plan;
 mod precision;
 mod probe;
 mod steps;
+pub mod vendor;
 
 pub use backend::GpuBackend;
 pub use driver::{Arg, Driver, Launch};

@@ -49,6 +49,13 @@ impl GpuPlan {
         GpuPlan { version: GPU_PLAN_VERSION, device: device.into(), precision, layers: layers.collect() }
     }
 
+    /// The same with every layer sent to a vendor's library, in all three passes: the dense twin of benches.
+    pub fn vendor(&self) -> Self {
+        let mut twin = self.clone();
+        twin.layers.iter_mut().for_each(|l| l.plan = l.plan.vendor());
+        twin
+    }
+
     /// Whether it is for this network: the first difference, else.
     ///
     /// # Errors

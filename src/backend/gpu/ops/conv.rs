@@ -245,13 +245,21 @@ pub unsafe fn data_gradient<D: Driver>(driver: &D, conv: &Conv, images: u32, a: 
     unsafe { multiply(driver, conv, conv.plan.data, conv.lists.data, args) }
 }
 
-/// Kernels by tile, for f32, tf32, f16 and bf16. Without tensor cores one serves all.
+/// Kernels by tile, for f32, tf32, f16 and bf16. Without tensor cores one serves all. What a vendor does not make gathers.
 fn multiply_kernel(precision: Precision, tile: Tile, blocks: bool) -> &'static str {
     let names = match (tile.kind, blocks, tile.columns) {
-        (Kind::Gather, false, 16) => ["", "conv_gather16_tf32", "conv_gather16_f16", "conv_gather16_bf16"],
-        (Kind::Gather, false, 32) => ["", "conv_gather32_tf32", "conv_gather32_f16", "conv_gather32_bf16"],
-        (Kind::Gather, false, 64) => ["", "conv_gather64_tf32", "conv_gather64_f16", "conv_gather64_bf16"],
-        (Kind::Gather, false, _) => ["", "conv_gather128_tf32", "conv_gather128_f16", "conv_gather128_bf16"],
+        (Kind::Gather | Kind::Vendor, false, 16) => {
+            ["", "conv_gather16_tf32", "conv_gather16_f16", "conv_gather16_bf16"]
+        }
+        (Kind::Gather | Kind::Vendor, false, 32) => {
+            ["", "conv_gather32_tf32", "conv_gather32_f16", "conv_gather32_bf16"]
+        }
+        (Kind::Gather | Kind::Vendor, false, 64) => {
+            ["", "conv_gather64_tf32", "conv_gather64_f16", "conv_gather64_bf16"]
+        }
+        (Kind::Gather | Kind::Vendor, false, _) => {
+            ["", "conv_gather128_tf32", "conv_gather128_f16", "conv_gather128_bf16"]
+        }
         (_, true, ..=32) => ["", "conv_blocks32_tf32", "conv_blocks32_f16", "conv_blocks32_bf16"],
         (_, true, 64) => ["", "conv_blocks64_tf32", "conv_blocks64_f16", "conv_blocks64_bf16"],
         (_, true, _) => ["", "conv_blocks128_tf32", "conv_blocks128_f16", "conv_blocks128_bf16"],

@@ -1,6 +1,7 @@
 //! Which kernel a convolution takes, from its geometry alone, and what the kernels can't do.
 
 use super::super::driver::Launch;
+use super::super::vendor::Pass;
 use super::operand::{BLOCK_ROWS, Precision, padded};
 use crate::error::{Error, Result};
 use crate::shape::{ConvGeom, MAX_STRIDE};
@@ -12,6 +13,9 @@ pub enum Kind {
     Gather,
     /// All taps from one patch in shared memory: 3x3, stride 1, padding 1, planes whose patch fits ([`Tile::patch_bytes`]).
     Patch,
+    /// Not a kernel of ours: a [`Vendor`](super::super::vendor::Vendor)'s dense product, between kernels that write the
+    /// operands out and finish the result. An output in f32 among halves (logits) is made by [`Kind::Gather`] all the same.
+    Vendor,
 }
 
 /// The kernel of a forward pass or data gradient.
@@ -41,6 +45,9 @@ pub struct ConvPlan {
     pub data: Tile,
     /// Weight gradient.
     pub weight: WeightTile,
+    /// Whether a vendor's library makes the weight gradient in place of `weight`: all of it, of which the non-zeros are kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub weight_by_vendor: bool,
 }
 
 /// Blocks that keep a large device busy, about two for each of an H100's multiprocessors.
@@ -92,6 +99,7 @@ impl ConvPlan {
                 forward: tile,
                 data: tile,
                 weight: WeightTile { tile: 16, splits: splits(outer, tiles) },
+                weight_by_vendor: false,
             };
         }
         let patch = (!blocks).then_some(geom);
@@ -107,6 +115,7 @@ impl ConvPlan {
                 },
                 splits: 1,
             },
+            weight_by_vendor: false,
         };
         if blocks {
             plan.forward.columns = plan.forward.columns.max(32);
@@ -114,6 +123,21 @@ impl ConvPlan {
         }
         plan.weight.splits = splits(outer, plan.weight.tiles(geom, precision).iter().product());
         plan
+    }
+
+    /// The same with all three passes by a vendor's library.
+    pub fn vendor(self) -> Self {
+        let tile = |t: Tile| Tile { kind: Kind::Vendor, ..t };
+        ConvPlan { forward: tile(self.forward), data: tile(self.data), weight_by_vendor: true, ..self }
+    }
+
+    /// Whether a vendor's library makes a pass.
+    pub fn by_vendor(&self, pass: Pass) -> bool {
+        match pass {
+            Pass::Forward => self.forward.kind == Kind::Vendor,
+            Pass::Data => self.data.kind == Kind::Vendor,
+            Pass::Weight => self.weight_by_vendor,
+        }
     }
 
     /// Whether the kernels can do this: one line that says why not.

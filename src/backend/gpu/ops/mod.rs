@@ -5,6 +5,7 @@ pub mod conv;
 mod conv_lists;
 mod conv_plan;
 pub mod copy;
+pub mod gather;
 pub mod join;
 pub mod loss;
 pub mod maxpool;
