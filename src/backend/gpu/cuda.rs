@@ -13,6 +13,7 @@ use cudarc::driver::sys::CUstreamCaptureMode as CaptureMode;
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Most arguments a launch may have here.
@@ -23,6 +24,7 @@ pub struct Cuda {
     session: Arc<Session>,
     info: DeviceInfo,
     functions: Mutex<HashMap<&'static str, Function>>,
+    launches: AtomicU64,
 }
 
 /// Device memory of a [`Cuda`].
@@ -198,7 +200,7 @@ impl Cuda {
             })?;
             session.modules.push(module);
         }
-        Ok(Cuda { session: Arc::new(session), info: device, functions: Mutex::default() })
+        Ok(Cuda { session: Arc::new(session), info: device, functions: Mutex::default(), launches: AtomicU64::new(0) })
     }
 
     /// The device.
@@ -327,6 +329,7 @@ impl Driver for Cuda {
             *pointer = arg.at.cast_mut(); // the driver only reads
         }
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        self.launches.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the function's module is loaded, the geometry was checked; the rest is the caller's promise.
         unsafe {
             result::launch_kernel(
@@ -339,6 +342,10 @@ impl Driver for Cuda {
             )
         }
         .map_err(|e| Error::Failed(format!("GPU: launch of {kernel} fails with {:?}", e.0)))
+    }
+
+    fn launches(&self) -> u64 {
+        self.launches.load(Ordering::Relaxed)
     }
 
     fn synchronise(&self) -> Result<()> {
