@@ -13,12 +13,28 @@ use std::time::Instant;
 
 /// Copies at most: beyond that a layer is so small that a network finds it in a cache too.
 const COPIES: usize = 64;
-/// Numbers that are checked: the host takes a second or two for them.
-const CHECKED: usize = 4 << 20;
 /// How long a sample takes at least, so that its synchronisation does not count.
 const SAMPLE_S: f64 = 0.005;
 /// Replays in a sample at most.
 const REPLAYS: usize = 1000;
+
+/// What a GPU is told beside [`Case`].
+#[derive(Clone, Copy, Debug)]
+pub struct GpuCase {
+    /// Numbers.
+    pub precision: Precision,
+    /// What the copies of the tensors should hold together: beyond the device's caches.
+    pub rotated_bytes: usize,
+    /// Numbers that are checked in f64, in the first copy: as many of its images as have them.
+    pub checked_numbers: usize,
+}
+
+impl GpuCase {
+    /// With as many numbers to check as the host takes a second or two for.
+    pub fn new(precision: Precision, rotated_bytes: usize) -> Self {
+        GpuCase { precision, rotated_bytes, checked_numbers: 4 << 20 }
+    }
+}
 
 /// What a GPU has beside the figures of any device.
 #[derive(Clone, Debug)]
@@ -35,19 +51,13 @@ pub struct GpuReport {
     pub vendor_ms: Option<Spread>,
 }
 
-/// Measures `case` on the GPU of the backends that `make` builds. `rotated_bytes`: what the copies of the tensors should hold
-/// together, beyond the device's caches. The data gradient is timed by itself.
+/// Measures `case` on the GPU of the backends that `make` builds. The data gradient is timed by itself.
 ///
 /// # Errors
 /// A layer the device does not take or has no memory for; a wrong result, in which case there is no time.
-pub fn run<D: Driver>(
-    case: &Case,
-    precision: Precision,
-    rotated_bytes: usize,
-    make: &dyn Fn(Spec) -> Result<GpuBackend<D>>,
-) -> Result<Report> {
-    let element = precision.element().bytes();
-    let copies = Copies { numbers: rotated_bytes / element, most: COPIES, checked: Some(CHECKED) };
+pub fn run<D: Driver>(case: &Case, gpu: GpuCase, make: &dyn Fn(Spec) -> Result<GpuBackend<D>>) -> Result<Report> {
+    let element = gpu.precision.element().bytes();
+    let copies = Copies { numbers: gpu.rotated_bytes / element, most: COPIES, checked: Some(gpu.checked_numbers) };
     // The update also reads where a weight's two copies lie, and writes them.
     let widths = Widths { tensor: element, weight: element + 4, gradient: 8, update: 20 + 8 + 2 * element };
     // Which kernel runs does not depend on the density: none has to be forced.

@@ -19,7 +19,7 @@ use layer::{Copies, Layer};
 use std::time::{Duration, Instant};
 
 pub use checked::{CheckedConv, Pass};
-pub use gpu::{GpuReport, run as run_on_gpu};
+pub use gpu::{GpuCase, GpuReport, run as run_on_gpu};
 
 /// Densities between which the crossover is looked for.
 const GRID: usize = 32;

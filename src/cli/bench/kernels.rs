@@ -7,7 +7,7 @@ use crate::backend::cpu::{CpuBackend, Isa};
 use crate::backend::gpu::cuda::Cuda;
 use crate::backend::gpu::{self, Driver, GpuBackend, Precision};
 use crate::bench::gpu::peaks::{self as gpu_peaks, GpuPeaks};
-use crate::bench::kernels::{self, Case, Op, Report};
+use crate::bench::kernels::{self, Case, GpuCase, Op, Report};
 use crate::bench::peaks::{self, Peaks};
 use crate::cli::device::DeviceArgs;
 use crate::cli::format::percent;
@@ -175,7 +175,7 @@ fn on_gpu<D: Driver>(
     let peaks = gpu_peaks::measure(&open()?, sizes.peaks)?;
     let make = |spec: Spec| GpuBackend::new(open()?, spec, precision, None);
     let measure = |entry| {
-        let report = kernels::run_on_gpu(&case(&entry), precision, sizes.rotated, &make)?;
+        let report = kernels::run_on_gpu(&case(&entry), GpuCase::new(precision, sizes.rotated), &make)?;
         Ok(Row { report, entry })
     };
     Ok((On::Gpu { device, precision, peaks }, entries.into_iter().map(measure).collect::<Result<_>>()?))

@@ -5,7 +5,7 @@ use crate::backend::cpu::{CpuBackend, Isa};
 use crate::backend::gpu::cuda::Cuda;
 use crate::backend::gpu::{self, Driver, GpuBackend, GpuPlan, LossScale, Precision};
 use crate::backend::{Bytes, Spec};
-use crate::bench::gpu::step::{self as gpu_step, Twins};
+use crate::bench::gpu::step::{self as gpu_step, GpuConfig, Twins};
 use crate::bench::memory::Memory;
 use crate::bench::step::{self, Config, Dense, Figures, Report};
 use crate::cli::device::DeviceArgs;
@@ -158,6 +158,9 @@ fn on_gpu<D: Driver>(
     device: &'static str,
     open: &dyn Fn() -> Result<D>,
 ) -> Result<(Report, On)> {
+    if args.memory_only {
+        return Err(Error::Usage("--memory-only is for the CPU: leave it out".into()));
+    }
     let plan = args.plan.as_deref().map(|path| Ok::<_, Error>((path, read_gpu_plan(path)?))).transpose()?;
     let precision = precision(on.precision, plan.as_ref().map(|(_, plan)| plan))?;
     let scale = on.loss_scale.unwrap_or(LossScale::default_for(precision));
@@ -170,7 +173,7 @@ fn on_gpu<D: Driver>(
     };
     // The dense network through the vendor's libraries: a backend with a plan that names them, once there is one.
     let twins = Twins { dense: (!args.no_dense).then_some(&dense as _), vendor: None };
-    let report = gpu_step::run(config, scale, &sparse, &twins)?;
+    let report = gpu_step::run(config, GpuConfig::new(scale), &sparse, &twins)?;
     Ok((report, On { device: Some(device), threads: None, numbers: Some((precision, scale)) }))
 }
 

@@ -119,17 +119,21 @@ fn rest(config: &Config, report: &Report) -> Vec<Vec<String>> {
         head.extend(["dense", "sparse/dense"]);
     }
     let size: fn(f64) -> String = |v| bytes(v as u64);
+    let (memory, held) = match report.gpu {
+        Some(_) => ("peak memory of the host above the start", "bytes held on the device"),
+        None => ("peak memory above the start", "bytes held"),
+    };
     let mut rows = vec![
         head.into_iter().map(String::from).collect(),
         row("images a second", digits, &|f| Some(f.images_per_s(config.batch))),
         row("GFLOP/s, of the kept weights", digits, &|f| Some(f.gflops(f.macs, config.batch))),
         row("GFLOP/s, as if dense", digits, &|f| Some(f.gflops(report.macs_dense, config.batch))),
-        row("peak memory above the start", size, &|f| f.memory.map(|m| m.above_start() as f64)),
+        row(memory, size, &|f| f.memory.map(|m| m.above_start() as f64)),
     ];
     if report.gpu.is_some() {
         rows.push(row("kernels a step", digits, &|f| f.gpu.as_ref().map(|g| g.launches as f64)));
     }
-    rows.extend([row("bytes held", size, &|f| Some(f.bytes.total() as f64))]);
+    rows.extend([row(held, size, &|f| Some(f.bytes.total() as f64))]);
     type Part = fn(&Bytes) -> u64;
     let kinds: [(&str, Part); 6] = [
         ("  values", |b| b.values),
