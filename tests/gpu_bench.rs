@@ -177,8 +177,9 @@ fn large_batches_are_checked_in_part() {
 fn a_fault_has_no_time() {
     let gpu = GpuConfig::new(LossScale::Static(1.0));
     for (skip, word) in [
-        (Skip::Always("conv_"), "conv"),
-        (Skip::Always("norm_sums"), "gradient"),
+        (Skip::Always("conv_patch"), "loss"), // what memory starts with is NaN
+        (Skip::Always("conv_weight"), "gradient"),
+        (Skip::Always("norm_sums"), "conv_backward"),
         (Skip::Always("sgd_step"), "sgd"),
         (Skip::Recorded("sgd_step"), "captured steps"),
         (Skip::Recorded("norm_running_update"), "captured steps"),
@@ -231,7 +232,9 @@ fn kernels_are_checked_captured_and_timed() {
             let conv = !matches!(op, Op::Bn | Op::Sgd);
             assert_eq!(own.plan.is_some(), conv, "{name}");
             if conv {
-                assert_eq!(report.block.is_some(), pattern == blocks, "{name} {geom:?}");
+                // A linear layer of four blocks cannot keep one: each row and column has one at least.
+                let wanted = pattern == blocks && op != Op::Linear;
+                assert_eq!(report.block.is_some(), wanted, "{name} {geom:?}");
                 assert!((2..=3).contains(&own.copies) && own.checked_batch == 2, "{name}: {own:?}");
             }
             assert!((1..20).contains(&own.launches) && own.vendor_ms.is_none(), "{name}: {own:?}");
