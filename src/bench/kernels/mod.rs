@@ -161,8 +161,9 @@ fn measure(case: &Case, widths: Widths, build: Build) -> Result<Report> {
     };
     drop(sparse);
     if let (Some(dense), true) = (&mut dense, case.crossover && !matches!(case.op, Op::Bn | Op::Sgd)) {
-        // Below `low` sparse is faster, from `high` on dense is not slower.
-        let (mut low, mut high) = (0, GRID);
+        // Up to `low` sparse is faster, or keeps no weight at all; from `high` on dense is not slower.
+        let [k, c, r, s] = [case.geom.k, case.geom.c, case.geom.r, case.geom.s].map(|v| v as usize);
+        let (mut low, mut high) = ((GRID / (k * c * r * s)).min(GRID - 1), GRID);
         while high - low > 1 {
             let middle = (low + high) / 2;
             let density = Density::from_density(middle as f64 / GRID as f64)?;
