@@ -88,7 +88,7 @@ def _sanitize(rows):
         s = r["samples"][-1] if r["samples"] else {}
         lines.append([r["group"], r["tool"], "no findings" if r["status"] == "done" else _why(r), s.get("wall_s", "")])
     return [
-        "Two training steps (one to warm up) under NVIDIA's compute-sanitizer.",
+        "A few training steps, launched one by one, op by op and in a graph, under NVIDIA's compute-sanitizer.",
         _summary(rows),
         table(["", "tool", "", "s"], lines, 3),
     ]
