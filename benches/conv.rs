@@ -12,7 +12,7 @@ use sparse_engine::backend::Spec;
 use sparse_engine::backend::cpu::CpuBackend;
 use sparse_engine::bench::kernels::{Case, CheckedConv, Op, Pass};
 use sparse_engine::shape::ConvGeom;
-use sparse_engine::sparsity::Density;
+use sparse_engine::sparsity::{Density, Pattern};
 use std::time::Duration;
 
 /// Network, batch, and layer as C, side, K, kernel, stride: those with most of the time, each kind once or twice.
@@ -50,6 +50,7 @@ fn bench(criterion: &mut Criterion, (model, batch, [c, side, k, r, stride]): (&s
             geom,
             batch,
             density: or_exit(Density::from_density(density)),
+            pattern: Pattern::Unstructured,
             plain: false,
             time: Duration::ZERO,
             crossover: false,

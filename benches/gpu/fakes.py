@@ -22,7 +22,7 @@ base = {"schema": 1, "commit": "0123456789ab", "batch": int(value("--batch"))}
 if args[1] == "kernels":
     shape = {"c": 16, "h": 32, "w": 32, "k": 32, "r": 3, "s": 3, "stride": 2, "pad": 1}
     result = {"op": "conv_fwd", "layers": 2, "shape": shape, "ms_median": 0.5, "ms_min": 0.4}
-    result |= {"dense_ms_median": 1.0, "cudnn_ms_median": 0.25}
+    result |= {"dense_ms_median": 1.0, "vendor_ms_median": 0.25}
     print(json.dumps({**base, "bench": "kernels", "results": [result]})); sys.exit(0)
 if base["batch"] > behaviour.get("fits", 1000):
     sys.exit("error: CUDA_ERROR_OUT_OF_MEMORY")
@@ -30,6 +30,7 @@ print(json.dumps({**base, "bench": "step", "backend": "cuda NVIDIA H100", "model
     "method": value("--method"), "sparsity": float(value("--sparsity", 0)), "precision": value("--precision"),
     "pattern": value("--pattern", "unstructured"), "steps": int(value("--steps")), "maskable": 270896,
     "checked": "--no-check" not in args, "density_flops": 0.1, "bytes": {"total": 5000000},
+    "launches": 80, "launched_ms_median": 2 * ms * base["batch"] / 128, "steps_a_graph": 16, "device": "cuda",
     "step_ms_median": ms * base["batch"] / 128, "step_ms_min": 0.9 * ms * base["batch"] / 128}))
 """
 

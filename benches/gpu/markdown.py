@@ -8,6 +8,7 @@ writes FILE.md beside each.
 
 import json
 import pathlib
+import statistics
 import sys
 
 import figures
@@ -87,7 +88,7 @@ def _sanitize(rows):
         s = r["samples"][-1] if r["samples"] else {}
         lines.append([r["group"], r["tool"], "no findings" if r["status"] == "done" else _why(r), s.get("wall_s", "")])
     return [
-        "Two training steps (one to warm up) under NVIDIA's compute-sanitizer.",
+        "A few training steps, launched one by one, op by op and in a graph, under NVIDIA's compute-sanitizer.",
         _summary(rows),
         table(["", "tool", "", "s"], lines, 3),
     ]
@@ -101,7 +102,11 @@ def _kernels(rows):
             parts.append(_why(r))
             continue
         results = r["samples"][-1]["results"]
-        rivals = [k for k in dict.fromkeys(k for each in results for k in each) if k.endswith("_ms_median")]
+        rivals = [
+            k
+            for k in dict.fromkeys(k for each in results for k in each)
+            if k.endswith("_ms_median") and any(each.get(k) for each in results)
+        ]
         head = ["op", "layer", "layers", "ms", "min"]
         for k in rivals:
             name = k.removesuffix("_ms_median")
@@ -139,7 +144,7 @@ def _peers(rows):
     if met := goals.lines(models):
         parts += ["## Goals", table(["network", "goal", "rival", "speed / rival", ""], met, 3)]
     for name, model in models.items():
-        parts += [f"## {name}", _times(model), *_ratios(model), *_split(model)]
+        parts += [f"## {name}", _times(model), *_ratios(model), *_split(model), *_launches(model)]
     return parts
 
 
@@ -200,6 +205,25 @@ def _split(model):
         "AMP and channels_last), launches (eager to CUDA graph), fusion (PyTorch's graph to this engine dense: "
         "kernels, fusion, fewer bytes), sparsity (this engine dense to sparse). They multiply to the last column.",
         table(["", "precision", "launches", "fusion", "sparsity", "all"], lines),
+    ]
+
+
+def _launches(model):
+    """What graphs gain this engine: each sample also has its steps launched kernel by kernel."""
+    lines = []
+    for f in model.ours.values():
+        samples = [s for s in f.row["samples"] if s.get("launched_ms_median")] if f else []
+        if not samples:
+            continue
+        launched = statistics.median(s["launched_ms_median"] for s in samples)
+        last = samples[-1]
+        line = [f.row["title"].removeprefix("this engine, "), last.get("launches"), last.get("steps_a_graph")]
+        lines.append([*line, ms(launched), ms(f.median_ms), f"{launched / f.median_ms:.2f}"])
+    if not lines:
+        return []
+    return [
+        "This engine's steps launched kernel by kernel, and as timed above, in graphs of several steps.",
+        table(["", "kernels a step", "steps a graph", "launched ms", "graph ms", "launched / graph"], lines),
     ]
 
 

@@ -120,6 +120,20 @@ class Markdown(unittest.TestCase):
         self.assertIn("Slower than the rival: 3 of 9.", text)
         self.assertNotIn("differs from its commit", text)
 
+    def test_launches(self):
+        row = engine_row(UNIFORM, 1.0, 1.25, 0.75)
+        for sample, launched in zip(row["samples"], (3.0, 2.0, 2.5)):
+            sample |= {"launches": 80, "steps_a_graph": 16, "launched_ms_median": launched}
+        text = markdown.render({**HEAD, "rows": [row, ROWS[5]]})
+        self.assertIn("| uniform 90 %, fp16 | 80 | 16 | 2.50 | 1.00 | 2.50 |", text.splitlines())
+        self.assertNotIn("kernels a step", markdown.render({**HEAD, "rows": ROWS}))
+
+    def test_a_rival_that_was_not_there_has_no_column(self):
+        results = [{"op": "bn", "ms_median": 1.0, "dense_ms_median": 2.0, "vendor_ms_median": None}]
+        row = {"title": "bn", "why": "", "status": "done", "samples": [{"results": results}]}
+        text = markdown.render({**HEAD, "stage": "kernels", "rows": [row]})
+        self.assertTrue("dense ms" in text and "vendor" not in text, text)
+
     def test_tables_are_tables(self):
         text = markdown.render({**HEAD, "rows": ROWS, "engine": {**HEAD["engine"], "changed": True}})
         self.assertIn("differs from its commit", text)

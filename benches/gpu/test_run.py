@@ -202,7 +202,7 @@ class Runs(unittest.TestCase):
         done = self.lab.run("kernels", "--model", "resnet20", "--only", "uniform 0.9 fp16, conv_fwd")
         self.assertEqual(done.returncode, 0, done.stderr)
         text = self.lab.markdown()
-        self.assertIn("| op | layer | layers | ms | min | dense ms | speed / dense | cudnn ms | speed / cudnn |", text)
+        self.assertIn("| op | layer | layers | ms | min | dense ms | speed / dense | vendor ms | speed / vendor |", text)
         self.assertIn("| conv_fwd | 16x32x32 to 32, 3x3 / 2 | 2 | 0.50 | 0.40 | 1.00 | 2.00 | 0.25 | 0.50 |", text)
         self.assertIn("Slower than at least one rival: 1 of 1.", text)
 

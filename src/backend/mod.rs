@@ -442,4 +442,8 @@ pub trait Backend: Send {
 
     /// One step over all stored parameters; gradients stay as they are.
     fn sgd(&mut self, step: SgdStep);
+
+    /// Waits until all of the above has finished, on a device that computes while the host goes on. Whatever is read waits
+    /// by itself: this is for those who look at the clock.
+    fn wait(&self) {}
 }

@@ -1,10 +1,13 @@
 //! Where the time of a step goes: a backend that times each operation of the one inside it. Two looks at the clock an
-//! operation, some 50 ns: below a thousandth of the smallest step measured. The same backend has operations checked.
+//! operation, some 50 ns: below a thousandth of the smallest step measured. On a device that computes beside the host each
+//! operation is waited for. The same backend has operations checked.
 
 use super::check::{Check, Names, Verified};
+use crate::backend::gpu::GpuBackend;
 use crate::backend::{
     Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, NormId, PoolId, Rounding, SgdStep, Spec, Store, TensorId,
 };
+use crate::graph::OnGpu;
 use std::time::Instant;
 
 /// A part of a training step.
@@ -75,11 +78,18 @@ pub(super) struct Watched<B: Backend> {
     inner: B,
     seconds: [f64; Phase::ALL.len()],
     check: Option<Check<B::Real>>,
+    /// Neither timed nor waited for.
+    unwatched: bool,
 }
 
 impl<B: Backend> Watched<B> {
     pub(super) fn new(inner: B) -> Self {
-        Watched { inner, seconds: [0.0; Phase::ALL.len()], check: None }
+        Watched { inner, seconds: [0.0; Phase::ALL.len()], check: None, unwatched: false }
+    }
+
+    /// Whether operations are left alone from now on, so that they can be captured, or started without a wait.
+    pub(super) fn unwatch(&mut self, unwatched: bool) {
+        self.unwatched = unwatched;
     }
 
     /// Seconds in each phase since the last call, in the order of [`Phase::ALL`].
@@ -116,8 +126,12 @@ impl<B: Backend> Watched<B> {
         if let Some(check) = &mut self.check {
             return checked(check, &mut self.inner);
         }
+        if self.unwatched {
+            return op(&mut self.inner);
+        }
         let start = Instant::now();
         let result = op(&mut self.inner);
+        self.inner.wait();
         self.seconds[phase as usize] += start.elapsed().as_secs_f64();
         result
     }
@@ -156,6 +170,9 @@ impl<B: Backend> Backend for Watched<B> {
     }
     fn norm_running(&mut self, norm: NormId) {
         self.inner.norm_running(norm); // no part of a step
+    }
+    fn wait(&self) {
+        self.inner.wait();
     }
 
     fn write_tensor(&mut self, t: TensorId, n: usize, nchw: &[B::Real]) {
@@ -200,5 +217,16 @@ impl<B: Backend> Backend for Watched<B> {
     }
     fn sgd(&mut self, step: SgdStep) {
         watch!(self, Sgd, sgd(step));
+    }
+}
+
+impl<B: OnGpu> OnGpu for Watched<B> {
+    type Driver = B::Driver;
+
+    fn gpu(&self) -> &GpuBackend<B::Driver> {
+        self.inner.gpu()
+    }
+    fn gpu_mut(&mut self) -> &mut GpuBackend<B::Driver> {
+        self.inner.gpu_mut()
     }
 }

@@ -6,6 +6,7 @@
 //! the caller has had the very same checked before.
 
 use super::check::{Names, Verified};
+use super::gpu::step::{GpuFigures, GpuReport};
 use super::memory::{self, Memory};
 use super::phases::{Phase, Watched};
 use super::stats::Spread;
@@ -19,7 +20,7 @@ use std::time::Instant;
 
 /// Timed steps of one network before the other has its turn. One more in front of them is not timed: it finds the caches
 /// full of the other network's numbers.
-const BLOCK: usize = 5;
+pub(super) const BLOCK: usize = 5;
 
 /// The update that is timed: Nesterov momentum and weight decay as in training, a rate at which no network diverges.
 pub(super) const UPDATE: SgdStep = SgdStep { lr: 0.01, momentum: 0.9, weight_decay: 5e-4, nesterov: true };
@@ -97,6 +98,8 @@ pub struct Figures {
     pub macs: u64,
     /// What was verified; `None` if the check was left out.
     pub verified: Option<Verified>,
+    /// What a GPU has beside these.
+    pub gpu: Option<GpuFigures>,
 }
 
 impl Figures {
@@ -129,6 +132,8 @@ pub struct Report {
     pub dense: Option<Figures>,
     /// Sparse step / dense step, over pairs of neighbouring blocks (medians within a block).
     pub ratio: Option<Spread>,
+    /// How steps were timed on a GPU.
+    pub gpu: Option<GpuReport>,
 }
 
 /// Measures `config` on the backend that `make` builds.
@@ -180,6 +185,7 @@ pub fn run<B: Backend>(config: &Config, make: Make<B>, dense: Dense<B>) -> Resul
         sparse: sparse.figures(memory)?,
         dense: other.map(|(runner, memory)| runner.figures(memory)).transpose()?,
         ratio: Spread::of(&ratios),
+        gpu: None,
     })
 }
 
@@ -225,14 +231,15 @@ pub fn memory_alone<B: Backend>(config: &Config, make: Make<B>) -> Result<Option
 }
 
 /// A network with its masks.
-struct Network {
-    graph: Graph,
-    masks: Vec<Mask>,
-    macs: u64,
+pub(super) struct Network {
+    pub(super) graph: Graph,
+    pub(super) masks: Vec<Mask>,
+    /// Multiply-accumulates of one image forward, of the kept weights.
+    pub(super) macs: u64,
 }
 
 impl Network {
-    fn new(config: &Config, method: Method, density: Density) -> Result<Self> {
+    pub(super) fn new(config: &Config, method: Method, density: Density) -> Result<Self> {
         let Config { width, channels, classes, image_size, .. } = *config;
         let graph = models::by_name(&config.model, width, channels, classes, image_size)?;
         let masks = draw_patterns(&graph.maskable(), method, density, config.pattern, Draw::Exact, config.seed)?;
@@ -337,10 +344,11 @@ impl<B: Backend> Runner<B> {
             bytes: self.net.backend().bytes(),
             macs: self.macs,
             verified: self.verified,
+            gpu: None,
         })
     }
 }
 
-fn spread(ms: &[f64]) -> Result<Spread> {
+pub(super) fn spread(ms: &[f64]) -> Result<Spread> {
     Spread::of(ms).ok_or_else(|| Error::Failed("bench step: no step was timed; --steps wants at least 1".into()))
 }

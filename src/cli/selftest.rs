@@ -1,12 +1,13 @@
 //! `sparse-engine selftest`.
 
 use super::device::DeviceArgs;
-use crate::backend::Spec;
 use crate::backend::cpu::CpuBackend;
-use crate::backend::gpu::{GpuBackend, Precision, cuda::Cuda};
+use crate::backend::gpu::{Driver, GpuBackend, Precision, cuda::Cuda};
+use crate::backend::{Backend, Spec};
 use crate::bench::Verified;
 use crate::bench::selftest::{Case, cases, check};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::report::Engine;
 use crate::train::Device;
 use serde_json::json;
 
@@ -15,6 +16,9 @@ use serde_json::json;
 /// Small networks take a training step each; every result of every operation is recomputed from its own operands. On a GPU
 /// that is done in each precision, or in the one given. Exit code 1 if a number is wrong: the first one is named.
 #[derive(clap::Args)]
+#[command(mut_arg("loss_scale", |scale| scale.hide(true)))]
+#[command(after_help = "Examples:\n  sparse-engine selftest --device cuda\n  \
+                        sparse-engine selftest --device cpu --json\n\nKeys of the JSON object: docs/bench.md.")]
 pub(super) struct SelftestArgs {
     #[command(flatten)]
     device: DeviceArgs,
@@ -35,6 +39,9 @@ struct Row {
 
 pub(super) fn run(args: SelftestArgs) -> Result<()> {
     let on = args.device.resolve()?;
+    if on.loss_scale.is_some() {
+        return Err(Error::Usage("selftest checks steps without a loss scale: leave --loss-scale out".into()));
+    }
     let threads = super::threads(args.threads);
     let precisions = on.precision.map_or(Precision::ALL.to_vec(), |p| vec![p]);
     let (mut rows, mut device) = (vec![], String::new());
@@ -51,7 +58,7 @@ pub(super) fn run(args: SelftestArgs) -> Result<()> {
             Device::Cuda => on_gpu(&mut |case, p| {
                 check(case, |spec: Spec| {
                     let b = GpuBackend::new(Cuda::open()?, spec, p, None)?;
-                    note(crate::backend::Backend::describe(&b));
+                    note(b.driver().describe());
                     Ok(b)
                 })
             })?,
@@ -60,14 +67,14 @@ pub(super) fn run(args: SelftestArgs) -> Result<()> {
                 use crate::backend::gpu::emu::{Emulated, Order};
                 check(case, |spec: Spec| {
                     let b = GpuBackend::new(Emulated::new(Order::Ascending)?, spec, p, None)?;
-                    note(crate::backend::Backend::describe(&b));
+                    note(b.driver().describe());
                     Ok(b)
                 })
             })?,
             Device::Auto | Device::Cpu => {
                 let verified = check(&case, |spec: Spec| {
                     let b = CpuBackend::new(spec, threads)?;
-                    note(crate::backend::Backend::describe(&b));
+                    note(b.describe());
                     Ok(b)
                 })?;
                 rows.push(Row { case: case.name, precision: None, verified });
@@ -81,11 +88,15 @@ fn object(device: &str, rows: &[Row]) -> String {
     let row =
         |r: &Row| json!({ "case": r.case, "precision": r.precision.map(|p| p.to_string()), "verified": r.verified });
     let rows: Vec<_> = rows.iter().map(row).collect();
-    format!("{:#}\n", json!({ "schema": 1, "device": device, "cases": rows }))
+    let Engine { version, commit, dirty } = Engine::this();
+    let all = json!({
+        "schema": 1, "version": version, "commit": commit, "dirty": dirty, "device": device, "cases": rows,
+    });
+    format!("{all:#}\n")
 }
 
 fn text(device: &str, rows: &[Row]) -> String {
-    let mut out = format!("{device}\n");
+    let mut out = format!("{device}; sparse-engine {}\n", Engine::this());
     for r in rows {
         let precision = r.precision.map_or("f32".into(), |p| p.to_string());
         let Verified { operations, values, worst } = r.verified;

@@ -20,7 +20,7 @@ mod init;
 pub mod lower;
 mod state;
 
-pub use device::StepKind;
+pub use device::{OnGpu, StepKind};
 pub use exec::Net;
 pub use state::{NetState, NormState, ParamState};
 

@@ -265,11 +265,23 @@ impl<D: Driver> GpuBackend<D> {
         if let Some(bias) = spec.bias {
             self.convs.bias_gradient(&*self.driver, conv, dy, range(bias), self.scratch(2), n)?;
         }
-        if let Some(dx) = dx {
-            let blocks = self.convs.data_gradient(&*self.driver, conv, made, self.finish(dx), n)?;
-            self.merge_sums(dx, blocks, n)?;
-        }
-        Ok(())
+        dx.map_or(Ok(()), |dx| self.data_gradient(conv, made, dx, n))
+    }
+
+    fn data_gradient(&self, conv: ConvId, dy: Operand, dx: GradDst, n: usize) -> Result<()> {
+        let blocks = self.convs.data_gradient(&*self.driver, conv, dy, self.finish(dx), n)?;
+        self.merge_sums(dx, blocks, n)
+    }
+
+    /// Starts the data gradient of a convolution by itself, without the weight's, which [`Backend::conv_backward`] starts
+    /// with it.
+    ///
+    /// [`Backend::conv_backward`]: crate::backend::Backend::conv_backward
+    ///
+    /// # Errors
+    /// A launch that fails.
+    pub fn start_data_gradient(&self, conv: ConvId, dy: Grad, dx: GradDst, n: usize) -> Result<()> {
+        self.data_gradient(conv, self.grad(dy), dx, n)
     }
 
     pub(super) fn try_join(&self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) -> Result<()> {
@@ -317,8 +329,11 @@ impl<D: Driver> GpuBackend<D> {
         self.update()
     }
 
-    /// The SGD step that the state on the device says.
-    pub(super) fn update(&self) -> Result<()> {
+    /// Starts the SGD step that the state on the device says.
+    ///
+    /// # Errors
+    /// A launch that fails.
+    pub fn update(&self) -> Result<()> {
         let [values, grads, momentum] = self.stores();
         self.convs.sgd(&*self.driver, values, grads, momentum, self.driver.address(&self.state))
     }

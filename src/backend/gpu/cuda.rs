@@ -14,6 +14,7 @@ use cudarc::driver::sys::CUstreamCaptureMode as CaptureMode;
 use cudarc::driver::{DriverError, result, sys};
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Most arguments a launch may have here.
@@ -25,6 +26,7 @@ pub struct Cuda {
     vendor: CudaVendor,
     info: DeviceInfo,
     functions: Mutex<HashMap<&'static str, Function>>,
+    launches: AtomicU64,
 }
 
 /// Device memory of a [`Cuda`].
@@ -207,7 +209,7 @@ impl Cuda {
         }
         let session = Arc::new(session);
         let vendor = CudaVendor::new(session.clone());
-        Ok(Cuda { session, vendor, info: device, functions: Mutex::default() })
+        Ok(Cuda { session, vendor, info: device, functions: Mutex::default(), launches: AtomicU64::new(0) })
     }
 
     /// The device.
@@ -336,6 +338,7 @@ impl Driver for Cuda {
             *pointer = arg.at.cast_mut(); // the driver only reads
         }
         let ([gx, gy, gz], [bx, by, bz]) = (launch.grid, launch.block);
+        self.launches.fetch_add(1, Ordering::Relaxed);
         // SAFETY: the function's module is loaded, the geometry was checked; the rest is the caller's promise.
         unsafe {
             result::launch_kernel(
@@ -348,6 +351,10 @@ impl Driver for Cuda {
             )
         }
         .map_err(|e| Error::Failed(format!("GPU: launch of {kernel} fails with {:?}", e.0)))
+    }
+
+    fn launches(&self) -> u64 {
+        self.launches.load(Ordering::Relaxed)
     }
 
     fn synchronise(&self) -> Result<()> {

@@ -111,4 +111,8 @@ impl<D: Driver> Backend for GpuBackend<D> {
     fn sgd(&mut self, step: SgdStep) {
         must(self.try_sgd(step));
     }
+
+    fn wait(&self) {
+        must(self.driver.synchronise());
+    }
 }

@@ -58,6 +58,8 @@ pub trait Driver: Send + Sync {
     /// it reaches inside a live buffer that nothing else uses until [`Driver::synchronise`]. For a launch that
     /// [`Driver::capture`] records, this must hold whenever the graph is replayed.
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()>;
+    /// Kernels that [`Driver::launch`] has started or recorded so far. A replay adds none.
+    fn launches(&self) -> u64;
     /// Waits for all launches; reports what went wrong in them.
     fn synchronise(&self) -> Result<()>;
 

@@ -13,6 +13,7 @@ use crate::error::{Error, Result};
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 // kernels/emu/runtime.cpp, kernels/emu/memory.cpp
@@ -78,6 +79,7 @@ pub struct Emulated {
     /// Dynamic shared memory that kernels were allowed.
     allowed: Mutex<HashMap<&'static str, u32>>,
     vendor: Option<HostVendor>,
+    launches: AtomicU64,
     shared: Arc<Shared>,
 }
 
@@ -144,6 +146,7 @@ impl Emulated {
             resources: RESOURCES,
             allowed: Mutex::default(),
             vendor: None,
+            launches: AtomicU64::new(0),
             shared: Arc::default(),
         })
     }
@@ -347,12 +350,17 @@ impl Driver for Emulated {
 
     unsafe fn launch(&self, kernel: &'static str, launch: Launch, args: &[Arg]) -> Result<()> {
         let call = self.prepare(kernel, launch, args)?;
+        self.launches.fetch_add(1, Ordering::Relaxed);
         if self.shared.gate.is_recording() {
             lock(&self.shared.recorded).push(Step::Launch(call));
             return Ok(());
         }
         // SAFETY: the caller's promise.
         unsafe { self.run(&call) }
+    }
+
+    fn launches(&self) -> u64 {
+        self.launches.load(Ordering::Relaxed)
     }
 
     fn synchronise(&self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! A convolution that was checked and is timed by other means than [`run`](super::run), such as the Criterion benches.
 
-use super::layer::Layer;
-use super::{Case, Op};
+use super::layer::{Copies, Layer};
+use super::{Case, Op, Widths};
 use crate::backend::{Backend, Spec};
 use crate::error::Result;
 
@@ -34,10 +34,10 @@ impl Case {
         let nnz = self.density.budget(weights).max(1) as usize;
         let flops = of(Op::ConvFwd).flops(nnz);
         match pass {
-            Pass::Forward => (flops, of(Op::ConvFwd).bytes(nnz)),
-            Pass::WeightGradient => (flops, of(Op::ConvWgrad).bytes(nnz)),
+            Pass::Forward => (flops, of(Op::ConvFwd).bytes(nnz, Widths::CPU)),
+            Pass::WeightGradient => (flops, of(Op::ConvWgrad).bytes(nnz, Widths::CPU)),
             // The weight gradient reads nothing else, and writes itself.
-            Pass::BothGradients => (2 * flops, of(Op::ConvDgrad).bytes(nnz) + 4 * nnz as u64),
+            Pass::BothGradients => (2 * flops, of(Op::ConvDgrad).bytes(nnz, Widths::CPU) + 4 * nnz as u64),
         }
     }
 }
@@ -52,7 +52,7 @@ impl<B: Backend> CheckedConv<B> {
     /// A layer no backend takes; a wrong result in any pass.
     pub fn new(case: &Case, make: &dyn Fn(Spec) -> Result<B>) -> Result<Self> {
         // Of the operations this one has all passes checked: the gradients go through the norm of what forward wrote.
-        let mut layer = Layer::new(&Case { op: Op::ConvDgrad, ..*case }, case.density, make)?;
+        let mut layer = Layer::new(&Case { op: Op::ConvDgrad, ..*case }, case.density, Copies::CPU, make)?;
         layer.verify()?;
         Ok(CheckedConv(layer))
     }

@@ -1,6 +1,6 @@
 //! The network of one layer that a bench runs.
 
-use super::{Case, Op, Pass, input, output};
+use super::{Case, Op, Pass, Timed, input, output};
 use crate::backend::{
     Backend, ConvId, ConvSpec, Finish, Grad, GradDst, Input, Mask, NormId, NormSpec, Normed, ParamId, ParamSpec, Plane,
     Real, SgdStep, Spec, Store, TensorId, TensorSpec, Write,
@@ -9,30 +9,50 @@ use crate::bench::check::{Names, Verified};
 use crate::bench::phases::Watched;
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Stream};
-use crate::sparsity::{Density, Draw, Maskable, Method, draw_masks};
+use crate::shape::BlockShape;
+use crate::sparsity::{Density, Draw, Maskable, Method, draw_patterns};
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Numbers that all copies of the tensors should hold together: 64 MiB, beyond most caches.
-const FLOATS: usize = 16 << 20;
-/// Copies at most.
-const COPIES: usize = 8;
+/// How often tensors exist, and what of them is checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Copies {
+    /// Numbers that all copies should hold together, so that no cache holds them.
+    pub numbers: usize,
+    /// Copies at most.
+    pub most: usize,
+    /// Numbers that are checked, in the first copy; `None`: all, in every copy.
+    pub checked: Option<usize>,
+}
+
+impl Copies {
+    /// 64 MiB, beyond most caches.
+    pub const CPU: Copies = Copies { numbers: 16 << 20, most: 8, checked: None };
+}
+
+/// Random numbers that are not checked repeat after so many.
+const POOL: usize = (1 << 20) + 7;
+
+/// The update that is timed.
+pub(super) const UPDATE: SgdStep = SgdStep { lr: 1e-3, momentum: 0.9, weight_decay: 5e-4, nesterov: true };
 
 /// A network of one layer, several times over.
 pub(super) struct Layer<B: Backend> {
-    b: Watched<B>,
-    op: Op,
+    pub(super) b: Watched<B>,
+    pub(super) op: Op,
     plain: bool,
-    batch: usize,
+    pub(super) batch: usize,
     pub(super) nnz: usize,
-    copies: usize,
+    pub(super) block: Option<BlockShape>,
+    pub(super) copies: usize,
+    checked: Option<usize>,
     next: usize,
     seed: u64,
 }
 
 /// Tensors of one copy, from `5 * copy` on.
 #[derive(Clone, Copy)]
-struct Tensors {
+pub(super) struct Tensors {
     x: TensorId,
     y: TensorId,
     /// Gradient of what follows the layer.
@@ -46,17 +66,17 @@ struct Tensors {
 }
 
 impl Tensors {
-    fn of(copy: usize) -> Self {
+    pub(super) fn of(copy: usize) -> Self {
         let t = |i: usize| TensorId((5 * copy + i) as u32);
         let norm = |i: usize| NormId((2 * copy + i) as u32);
         Tensors { x: t(0), y: t(1), g: t(2), dy: t(3), dx: t(4), before: norm(0), behind: norm(1) }
     }
 }
 
-const CONV: ConvId = ConvId(0);
+pub(super) const CONV: ConvId = ConvId(0);
 
 impl<B: Backend> Layer<B> {
-    pub(super) fn new(case: &Case, density: Density, make: &dyn Fn(Spec) -> Result<B>) -> Result<Self> {
+    pub(super) fn new(case: &Case, density: Density, copies: Copies, make: &dyn Fn(Spec) -> Result<B>) -> Result<Self> {
         let g = case.geom;
         case.check()?;
         let (x, y) = (input(&g), output(&g));
@@ -64,24 +84,27 @@ impl<B: Backend> Layer<B> {
         let y = if case.op == Op::Bn { x } else { y };
         let planes = [x, y, y, y, x];
         let each: usize = planes.iter().map(Plane::room).sum::<usize>() * case.batch;
-        let copies = if case.op == Op::Sgd { 1 } else { FLOATS.div_ceil(each).clamp(1, COPIES) };
+        let Copies { numbers, most, checked } = copies;
+        let copies = if case.op == Op::Sgd { 1 } else { numbers.div_ceil(each).clamp(1, most) };
         let mut spec = Spec { batch: case.batch, ..Spec::default() };
-        let mut param = |shape: Vec<usize>, kept: Option<Arc<[u32]>>| {
+        let mut param = |shape: Vec<usize>, kept: Option<Arc<[u32]>>, block: Option<BlockShape>| {
             let start = spec.params.last().map_or(0, |p: &ParamSpec| p.range.end);
             let len = kept.as_ref().map_or(shape.iter().product(), |k| k.len());
-            spec.params.push(ParamSpec { shape, kept, block: None, range: start..start + len });
+            spec.params.push(ParamSpec { shape, kept, block, range: start..start + len });
             ParamId(spec.params.len() as u32 - 1)
         };
         let shape = [g.k, g.c, g.r, g.s].map(|v| v as usize).to_vec();
         let tensor = Maskable { name: "layer".into(), shape: shape.clone() };
         let method = if density == Density::ONE { Method::Dense } else { Method::Uniform };
-        let mask = draw_masks(&[tensor], method, density, Draw::Exact, case.seed)?.remove(0);
-        let weight = param(shape, mask.kept);
-        let bias = (case.op == Op::Linear).then(|| param(vec![g.k as usize], None));
+        let mask = draw_patterns(&[tensor], method, density, case.pattern, Draw::Exact, case.seed)?.remove(0);
+        let block = mask.block;
+        let weight = param(shape, mask.kept, block);
+        let bias = (case.op == Op::Linear).then(|| param(vec![g.k as usize], None, None));
         let norms: Vec<_> = (0..if case.op == Op::Sgd { 0 } else { 2 * copies })
             .map(|i| {
                 let c = if i % 2 == 0 { x.c } else { y.c };
-                (c, param(vec![c as usize], None), param(vec![c as usize], None))
+                let mut vector = || param(vec![c as usize], None, None);
+                (c, vector(), vector())
             })
             .collect();
         for (c, gamma, beta) in norms {
@@ -97,10 +120,18 @@ impl<B: Backend> Layer<B> {
         let (batch, nnz) = (case.batch, spec.params[0].range.len());
         let b = Watched::new(make(spec)?);
         let plain = case.plain || case.op == Op::Linear;
-        Ok(Layer { b, op: case.op, plain, batch, nnz, copies, next: 0, seed: case.seed })
+        Ok(Layer { b, op: case.op, plain, batch, nnz, block, copies, checked, next: 0, seed: case.seed })
     }
 
-    /// Random numbers everywhere; every operation once in every copy, checked.
+    /// Images that are checked: all, or as many of the first copy as [`Copies::checked`] allows.
+    pub(super) fn checked_batch(&self) -> usize {
+        let tensors = &self.b.spec().tensors;
+        let an_image: usize = tensors.iter().take(5).map(|t| t.plane.len()).sum();
+        // A batch norm wants two values a channel.
+        self.checked.map_or(self.batch, |numbers| (numbers / an_image.max(1)).max(2).min(self.batch))
+    }
+
+    /// Random numbers everywhere; every operation once in every copy, checked as far as [`Copies::checked`] says.
     pub(super) fn verify(&mut self) -> Result<Verified> {
         let spec = self.b.spec().clone();
         let stream = Stream::new(self.seed, Purpose::Data, "bench kernels");
@@ -119,8 +150,11 @@ impl<B: Backend> Layer<B> {
         self.b.write_store(Store::Momentum, &draw(spec.stored(), 0.01));
         self.b.write_store(Store::Running, &vec![B::Real::from_f64(1.0); spec.running()]);
         self.b.begin_check(Names { convs: vec!["the layer".into()], norms: vec![] });
+        let checked_batch = self.checked_batch();
+        let batch = std::mem::replace(&mut self.batch, checked_batch);
         let (n, nan) = (self.batch, vec![B::Real::from_f64(f64::NAN); spec.stored()]);
-        for copy in 0..if self.op == Op::Sgd { 0 } else { self.copies } {
+        let copies = if self.checked.is_some() { 1 } else { self.copies };
+        for copy in 0..if self.op == Op::Sgd { 0 } else { copies } {
             let t = Tensors::of(copy);
             let numbers = |t: TensorId| n * spec.tensors[t.0 as usize].plane.len();
             let (x, g) = (draw(numbers(t.x), 1.0), draw(numbers(t.g), 0.1));
@@ -140,7 +174,28 @@ impl<B: Backend> Layer<B> {
         }
         let name = self.op.name();
         let wrong = |what| Error::Failed(format!("bench kernels: {name} is wrong, so no time is given: {what}"));
-        self.b.end_check().map_err(wrong)
+        let verified = self.b.end_check().map_err(wrong)?;
+        self.batch = batch;
+        if self.checked.is_some() && self.op != Op::Sgd {
+            self.fill(&draw(POOL, 1.0));
+        }
+        Ok(verified)
+    }
+
+    /// Every copy whole, unchecked: `pool` over and over in images and gradients, the rest computed.
+    fn fill(&mut self, pool: &[B::Real]) {
+        let spec = self.b.spec().clone();
+        let small: Vec<B::Real> = pool.iter().map(|v| B::Real::from_f64(0.1 * v.to_f64())).collect();
+        for copy in 0..self.copies {
+            let t = Tensors::of(copy);
+            for (t, pool) in [(t.x, pool), (t.g, &small)] {
+                let numbers = self.batch * spec.tensors[t.0 as usize].plane.len();
+                let data: Vec<B::Real> = pool.iter().copied().cycle().skip(copy).take(numbers).collect();
+                self.b.write_tensor(t, self.batch, &data);
+            }
+            self.prepare(copy);
+            self.operate(copy, true);
+        }
     }
 
     /// What the operations of a copy need beside the images and gradients.
@@ -162,24 +217,29 @@ impl<B: Backend> Layer<B> {
         if self.plain { Input::plain(t.x) } else { Input { t: t.x, norm: Some(t.before), relu: true } }
     }
 
-    fn forward(&mut self, t: Tensors) {
+    pub(super) fn forward(&mut self, t: Tensors) {
         let stats = (!self.plain).then_some(t.behind);
         self.b.conv_forward(CONV, self.x(t), t.y, stats, self.batch);
     }
 
-    fn backward(&mut self, t: Tensors, data: bool) {
+    /// What a data gradient reads and writes.
+    pub(super) fn gradients(&self, t: Tensors) -> (Grad, GradDst) {
         let x = self.x(t);
         let (mut dy, mut finish) = (Grad::plain(t.dy), Finish::default());
         if !self.plain {
             dy.norm = Some(Normed { norm: t.behind, x: t.y });
             finish = Finish { mask: Mask::Positive(x), reduce: [Some(Normed { norm: t.before, x: t.x }), None] };
         }
-        let dx = data.then_some(GradDst { t: t.dx, write: Write::Overwrite, finish });
-        self.b.conv_backward(CONV, x, dy, dx, self.batch);
+        (dy, GradDst { t: t.dx, write: Write::Overwrite, finish })
+    }
+
+    fn backward(&mut self, t: Tensors, data: bool) {
+        let (dy, dx) = self.gradients(t);
+        self.b.conv_backward(CONV, self.x(t), dy, data.then_some(dx), self.batch);
     }
 
     /// The operation; of a data gradient that is not `whole` only what a difference takes off.
-    fn operate(&mut self, copy: usize, whole: bool) {
+    pub(super) fn operate(&mut self, copy: usize, whole: bool) {
         let (t, n) = (Tensors::of(copy), self.batch);
         match self.op {
             Op::ConvFwd => self.forward(t),
@@ -199,7 +259,7 @@ impl<B: Backend> Layer<B> {
                 self.b.copy_backward(Grad::plain(t.g), to(t.dy, finish), n);
                 self.b.copy_backward(Grad { t: t.dy, norm: Some(normed) }, to(t.dx, Finish::default()), n);
             }
-            Op::Sgd => self.b.sgd(SgdStep { lr: 1e-3, momentum: 0.9, weight_decay: 5e-4, nesterov: true }),
+            Op::Sgd => self.b.sgd(UPDATE),
         }
     }
 
@@ -213,9 +273,11 @@ impl<B: Backend> Layer<B> {
             Pass::BothGradients => self.backward(t, true),
         }
     }
+}
 
-    /// Seconds of one call, on the next copy. A difference of two calls may come out below zero where it is small.
-    pub(super) fn call(&mut self) -> f64 {
+impl<B: Backend> Timed for Layer<B> {
+    /// One call, on the next copy. A difference of two calls may come out below zero where it is small.
+    fn call(&mut self) -> Result<f64> {
         let (op, copy, copies) = (self.op, self.next, self.copies);
         self.next = (copy + 1) % copies;
         let mut time = |copy, whole| {
@@ -223,10 +285,10 @@ impl<B: Backend> Layer<B> {
             self.operate(copy, whole);
             start.elapsed().as_secs_f64()
         };
-        match op {
+        Ok(match op {
             // The other half of the copies, so that neither finds what the other has just read.
             Op::ConvDgrad => time(copy, true) - time((copy + copies.div_ceil(2)) % copies, false),
             _ => time(copy, true),
-        }
+        })
     }
 }

@@ -3,21 +3,23 @@
 //! A bench is a network of one layer: a batch norm and ReLU before it, a batch norm behind it, all computed where they are
 //! read, unless `plain` leaves them out. Tensors exist several times over and take turns, so that a call finds them in
 //! memory rather than in a cache, as in a network. Every operation is checked first (`check/mod.rs`), at the batch that is
-//! timed.
+//! timed; on a GPU at as many of its images as the host checks quickly.
 
 mod checked;
+mod gpu;
 mod layer;
 
 use super::check::Verified;
 use super::stats::Spread;
 use crate::backend::{Backend, Plane, Spec};
 use crate::error::{Error, Result};
-use crate::shape::{ConvGeom, MAX_STRIDE};
-use crate::sparsity::Density;
-use layer::Layer;
+use crate::shape::{BlockShape, ConvGeom, MAX_STRIDE};
+use crate::sparsity::{Density, Pattern};
+use layer::{Copies, Layer};
 use std::time::{Duration, Instant};
 
 pub use checked::{CheckedConv, Pass};
+pub use gpu::{GpuCase, GpuReport, run as run_on_gpu};
 
 /// Densities between which the crossover is looked for.
 const GRID: usize = 32;
@@ -69,6 +71,8 @@ pub struct Case {
     pub batch: usize,
     /// Share of the weights that is kept.
     pub density: Density,
+    /// What the mask is made of.
+    pub pattern: Pattern,
     /// Without batch norms and ReLUs around the layer.
     pub plain: bool,
     /// How long each side is timed at least.
@@ -84,6 +88,8 @@ pub struct Case {
 pub struct Report {
     /// Kept weights.
     pub nnz: u64,
+    /// Blocks that the mask consists of, if it does.
+    pub block: Option<BlockShape>,
     /// Milliseconds a call.
     pub ms: Spread,
     /// The same with every weight kept; `None` where there are no weights to keep.
@@ -97,7 +103,27 @@ pub struct Report {
     pub crossover: Option<f64>,
     /// What was checked.
     pub verified: Verified,
+    /// What a GPU has beside these.
+    pub gpu: Option<GpuReport>,
 }
+
+/// An operation that can be called.
+trait Timed {
+    /// Seconds of a call.
+    fn call(&mut self) -> Result<f64>;
+}
+
+/// An operation that was checked.
+struct Built<'a> {
+    timed: Box<dyn Timed + 'a>,
+    nnz: usize,
+    block: Option<BlockShape>,
+    verified: Verified,
+    gpu: Option<GpuReport>,
+}
+
+/// Builds the operation at a density; whether it must take the sparse kernel at any.
+type Build<'a> = &'a dyn Fn(Density, bool) -> Result<Built<'a>>;
 
 /// Measures `case` on backends that `make` builds; for the crossover on those of `forced`, which must take the sparse kernel
 /// at any density.
@@ -109,38 +135,63 @@ pub fn run<B: Backend>(
     make: &dyn Fn(Spec) -> Result<B>,
     forced: &dyn Fn(Spec) -> Result<B>,
 ) -> Result<Report> {
-    let mut sparse = Layer::new(case, case.density, make)?;
-    let verified = sparse.verify()?;
+    let build = |density, must: bool| {
+        let mut layer = Layer::new(case, density, Copies::CPU, if must { forced } else { make })?;
+        let verified = layer.verify()?;
+        Ok(Built { nnz: layer.nnz, block: layer.block, verified, gpu: None, timed: Box::new(layer) })
+    };
+    measure(case, Widths::CPU, &build)
+}
+
+fn measure(case: &Case, widths: Widths, build: Build) -> Result<Report> {
+    let mut sparse = build(case.density, false)?;
     let weights = !matches!(case.op, Op::Bn);
-    let mut dense = weights.then(|| Layer::new(case, Density::ONE, make)).transpose()?;
-    if let Some(dense) = &mut dense {
-        dense.verify()?;
-    }
+    let mut dense = weights.then(|| build(Density::ONE, false)).transpose()?;
     let (ms, dense_ms) = pair(&mut sparse, dense.as_mut(), case.time)?;
     let mut report = Report {
         nnz: sparse.nnz as u64,
+        block: sparse.block,
         ms,
         dense_ms,
         flops: case.flops(sparse.nnz),
-        bytes: case.bytes(sparse.nnz),
+        bytes: case.bytes(sparse.nnz, widths),
         crossover: None,
-        verified,
+        verified: sparse.verified,
+        gpu: sparse.gpu.take(),
     };
     drop(sparse);
     if let (Some(dense), true) = (&mut dense, case.crossover && !matches!(case.op, Op::Bn | Op::Sgd)) {
-        // Below `low` sparse is faster, from `high` on dense is not slower.
-        let (mut low, mut high) = (0, GRID);
+        // Up to `low` sparse is faster, or keeps no weight at all; from `high` on dense is not slower.
+        let [k, c, r, s] = [case.geom.k, case.geom.c, case.geom.r, case.geom.s].map(|v| v as usize);
+        let (mut low, mut high) = ((GRID / (k * c * r * s)).min(GRID - 1), GRID);
         while high - low > 1 {
             let middle = (low + high) / 2;
             let density = Density::from_density(middle as f64 / GRID as f64)?;
-            let mut layer = Layer::new(case, density, forced)?;
-            layer.verify()?;
+            let mut layer = build(density, true)?;
             let (a, b) = pair(&mut layer, Some(&mut *dense), case.time / 3)?;
             if b.is_some_and(|b| b.median <= a.median) { high = middle } else { low = middle }
         }
         report.crossover = Some(high as f64 / GRID as f64);
     }
     Ok(report)
+}
+
+/// Bytes that operations move, for each number.
+#[derive(Clone, Copy, Debug)]
+struct Widths {
+    /// A number of a tensor.
+    tensor: usize,
+    /// A kept weight as a convolution reads it, with its index.
+    weight: usize,
+    /// Its gradient as it is written, with its index.
+    gradient: usize,
+    /// All that the update of a weight reads and writes.
+    update: usize,
+}
+
+impl Widths {
+    /// f32 with indices of 32 bits.
+    const CPU: Widths = Widths { tensor: 4, weight: 8, gradient: 8, update: 20 };
 }
 
 impl Case {
@@ -195,20 +246,20 @@ impl Case {
         }
     }
 
-    fn bytes(&self, nnz: usize) -> u64 {
+    fn bytes(&self, nnz: usize, widths: Widths) -> u64 {
         let g = &self.geom;
         let (x, y) = (input(g).len() * self.batch, output(g).len() * self.batch);
         let y_of_norm = if self.plain { 0 } else { y }; // read for the gradient through it
         let x_of_norm = if self.plain { 0 } else { x }; // read for mask and sums
-        let numbers = match self.op {
-            Op::ConvFwd => x + y + 2 * nnz,
-            Op::ConvDgrad => y + y_of_norm + x + x_of_norm + 2 * nnz,
-            Op::ConvWgrad => x + y + y_of_norm + 2 * nnz,
-            Op::Linear => (x + y) + (x + y) + (x + y) + 6 * nnz,
-            Op::Bn => x + 2 * x + 3 * x + 3 * x,
-            Op::Sgd => 5 * nnz,
+        let (numbers, weights) = match self.op {
+            Op::ConvFwd => (x + y, widths.weight),
+            Op::ConvDgrad => (y + y_of_norm + x + x_of_norm, widths.weight),
+            Op::ConvWgrad => (x + y + y_of_norm, widths.gradient),
+            Op::Linear => (3 * (x + y), 2 * widths.weight + widths.gradient),
+            Op::Bn => (x + 2 * x + 3 * x + 3 * x, 0),
+            Op::Sgd => (0, widths.update),
         };
-        4 * numbers as u64
+        (widths.tensor * numbers + weights * nnz) as u64
     }
 }
 
@@ -220,12 +271,12 @@ fn output(g: &ConvGeom) -> Plane {
     Plane { c: g.k, h: g.p(), w: g.q() }
 }
 
-/// Times two layers in turn.
-fn pair<B: Backend>(a: &mut Layer<B>, b: Option<&mut Layer<B>>, time: Duration) -> Result<(Spread, Option<Spread>)> {
-    let mut layers: Vec<&mut Layer<B>> = std::iter::once(a).chain(b).collect();
+/// Times two operations in turn.
+fn pair<'a>(a: &mut Built<'a>, b: Option<&mut Built<'a>>, time: Duration) -> Result<(Spread, Option<Spread>)> {
+    let mut layers: Vec<_> = std::iter::once(a).chain(b).map(|built| &mut built.timed).collect();
     let mut ms = vec![vec![]; layers.len()];
     for layer in &mut layers {
-        let _warm_up = [layer.call(), layer.call()];
+        let _warm_up = [layer.call()?, layer.call()?];
     }
     let mut spent = vec![0.0; layers.len()];
     while spent.iter().any(|&s| s < time.as_secs_f64()) || ms.iter().any(|m: &Vec<f64>| m.len() < 5) {
@@ -234,7 +285,7 @@ fn pair<B: Backend>(a: &mut Layer<B>, b: Option<&mut Layer<B>>, time: Duration) 
             let (mut turn, mut calls) = (0.0, 0);
             while turn < 0.01 && calls < 8 {
                 let start = Instant::now();
-                ms.push(1e3 * layer.call());
+                ms.push(1e3 * layer.call()?);
                 turn += start.elapsed().as_secs_f64();
                 calls += 1;
             }

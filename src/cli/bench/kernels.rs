@@ -4,14 +4,19 @@ use super::cases::{Entry, entries};
 use crate::backend::Spec;
 use crate::backend::cpu::plan::{Kernel, LayerPlan, Plan, PlannedLayer};
 use crate::backend::cpu::{CpuBackend, Isa};
-use crate::bench::kernels::{self, Case, Op, Report};
+use crate::backend::gpu::cuda::Cuda;
+use crate::backend::gpu::{self, Driver, GpuBackend, Precision};
+use crate::bench::gpu::peaks::{self as gpu_peaks, GpuPeaks};
+use crate::bench::kernels::{self, Case, GpuCase, Op, Report};
 use crate::bench::peaks::{self, Peaks};
+use crate::cli::device::DeviceArgs;
 use crate::cli::format::percent;
 use crate::cli::table::{aligned, digits};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::report::{Engine, Machine};
 use crate::shape::ConvGeom;
-use crate::sparsity::Density;
+use crate::sparsity::{Density, Pattern};
+use crate::train::Device;
 use serde_json::{Value, json};
 use std::time::Duration;
 
@@ -24,8 +29,11 @@ const SCHEMA: u32 = 1;
 /// calls them, with the batch norms and ReLUs around a layer computed where they are read. Before anything is timed each is
 /// checked in f64: exit code 1 and no time if it is wrong.
 #[derive(clap::Args)]
+#[command(mut_arg("device", |device| device.default_value("cpu")))]
+#[command(mut_arg("loss_scale", |scale| scale.hide(true)))]
 #[command(after_help = "Examples:\n  sparse-engine bench kernels --set resnet20 --op conv_fwd --crossover\n  \
-                        sparse-engine bench kernels --shape 64,56,56,64,3,1 --density 0.2 --batch 16 --json\n\n\
+                        sparse-engine bench kernels --shape 64,56,56,64,3,1 --density 0.2 --batch 16 --json\n  \
+                        sparse-engine bench kernels --device cuda --set vgg19 --pattern block:16x16\n\n\
                         Keys of the JSON object: docs/bench.md.")]
 pub(super) struct KernelsArgs {
     /// Operations, with commas: conv_fwd, conv_dgrad, conv_wgrad, linear, bn, sgd [default: the three of convolutions]
@@ -43,13 +51,18 @@ pub(super) struct KernelsArgs {
     /// Share of the weights that is kept, in (0, 1]
     #[arg(long, default_value_t = 0.1, allow_hyphen_values = true)]
     density: f64,
+    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels
+    #[arg(long, default_value = "unstructured")]
+    pattern: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Look for the density from which the dense layer is not slower
     #[arg(long)]
     crossover: bool,
     /// Leave out the batch norms and ReLUs around the layer
     #[arg(long)]
     plain: bool,
-    /// Worker threads [default: one a core]
+    /// Worker threads, on the CPU [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Milliseconds that each operation is timed at least
@@ -75,8 +88,32 @@ struct Row {
     report: Report,
 }
 
+/// Where operations ran, and what it can do at most.
+enum On {
+    Cpu { threads: usize, peaks: Peaks },
+    Gpu { device: &'static str, precision: Precision, peaks: GpuPeaks },
+}
+
+/// Bytes that the copies of an operation's tensors hold together, and those of the buffers whose copying is the peak.
+struct Sizes {
+    rotated: usize,
+    peaks: usize,
+}
+
+impl Sizes {
+    /// Twice the 50 MB of the largest cache, an H100's.
+    const CUDA: Sizes = Sizes { rotated: 2 * 50_000_000, peaks: 512 << 20 };
+    /// There is no cache whose size would matter.
+    #[cfg(feature = "emu")]
+    const EMULATED: Sizes = Sizes { rotated: 1 << 16, peaks: 1 << 16 };
+}
+
 pub(super) fn run(args: KernelsArgs) -> Result<()> {
-    let threads = crate::cli::threads(args.threads);
+    let on = args.device.resolve()?;
+    if on.loss_scale.is_some() {
+        return Err(Error::Usage("bench kernels has no loss to scale: leave --loss-scale out".into()));
+    }
+    let pattern: Pattern = args.pattern.parse()?;
     let density = Density::from_density(args.density)?;
     let entries = entries(&args)?;
     let case = |entry: &Entry| Case {
@@ -84,12 +121,35 @@ pub(super) fn run(args: KernelsArgs) -> Result<()> {
         geom: entry.geom,
         batch: entry.batch,
         density,
+        pattern,
         plain: args.plain,
         time: Duration::from_millis(args.time.into()),
         crossover: args.crossover,
         seed: args.seed,
     };
     entries.iter().try_for_each(|entry| case(entry).check())?;
+    let precision = on.precision.unwrap_or(Precision::F16);
+    let (on, rows) = match on.device.found() {
+        Device::Auto | Device::Cpu => on_cpu(entries, &case, crate::cli::threads(args.threads))?,
+        Device::Cuda => {
+            gpu::probe()?;
+            on_gpu(entries, &case, precision, Sizes::CUDA, "cuda", &Cuda::open)?
+        }
+        #[cfg(feature = "emu")]
+        Device::Emulated => {
+            use crate::backend::gpu::emu::{Emulated, Order};
+            let open = || Emulated::new(Order::Ascending);
+            on_gpu(entries, &case, precision, Sizes::EMULATED, "emulated", &open)?
+        }
+    };
+    crate::cli::print(&if args.json {
+        format!("{:#}\n", object(&args, pattern, &on, &rows))
+    } else {
+        table(&args, pattern, &on, &rows)
+    })
+}
+
+fn on_cpu(entries: Vec<Entry>, case: &dyn Fn(&Entry) -> Case, threads: usize) -> Result<(On, Vec<Row>)> {
     let peaks = peaks::measure(threads);
     let make = |spec: Spec| CpuBackend::new(spec, threads);
     let sparse = |spec: Spec| {
@@ -100,12 +160,25 @@ pub(super) fn run(args: KernelsArgs) -> Result<()> {
         CpuBackend::with_plan(spec, threads, Isa::detect(), Some(&plan))
     };
     let measure = |entry| Ok(Row { report: kernels::run(&case(&entry), &make, &sparse)?, entry });
-    let rows: Vec<Row> = entries.into_iter().map(measure).collect::<Result<_>>()?;
-    crate::cli::print(&if args.json {
-        format!("{:#}\n", object(&args, threads, &peaks, &rows))
-    } else {
-        table(&args, threads, &peaks, &rows)
-    })
+    Ok((On::Cpu { threads, peaks }, entries.into_iter().map(measure).collect::<Result<_>>()?))
+}
+
+/// On the device that `open` opens.
+fn on_gpu<D: Driver>(
+    entries: Vec<Entry>,
+    case: &dyn Fn(&Entry) -> Case,
+    precision: Precision,
+    sizes: Sizes,
+    device: &'static str,
+    open: &dyn Fn() -> Result<D>,
+) -> Result<(On, Vec<Row>)> {
+    let peaks = gpu_peaks::measure(&open()?, sizes.peaks)?;
+    let make = |spec: Spec| GpuBackend::new(open()?, spec, precision, None);
+    let measure = |entry| {
+        let report = kernels::run_on_gpu(&case(&entry), GpuCase::new(precision, sizes.rotated), &make)?;
+        Ok(Row { report, entry })
+    };
+    Ok((On::Gpu { device, precision, peaks }, entries.into_iter().map(measure).collect::<Result<_>>()?))
 }
 
 /// 10^9 FLOP a second, and 10^9 bytes a second, in the median call.
@@ -113,10 +186,14 @@ fn rates(r: &Report) -> [f64; 2] {
     [r.flops, r.bytes].map(|n| n as f64 / (1e6 * r.ms.median))
 }
 
-fn object(args: &KernelsArgs, threads: usize, peaks: &Peaks, rows: &[Row]) -> Value {
+fn object(args: &KernelsArgs, pattern: Pattern, on: &On, rows: &[Row]) -> Value {
     let engine = Engine::this();
-    let results: Vec<Value> = rows.iter().map(|row| result(peaks, row)).collect();
-    json!({
+    let results: Vec<Value> = rows.iter().map(|row| result(on, row)).collect();
+    let (threads, peaks) = match on {
+        On::Cpu { threads, peaks } => (Some(threads), json!(peaks)),
+        On::Gpu { peaks, .. } => (None, json!(peaks)),
+    };
+    let mut all = json!({
         "schema": SCHEMA,
         "bench": "kernels",
         "version": engine.version,
@@ -125,23 +202,38 @@ fn object(args: &KernelsArgs, threads: usize, peaks: &Peaks, rows: &[Row]) -> Va
         "machine": Machine::this(),
         "threads": threads,
         "density": args.density,
+        "pattern": pattern,
         "plain": args.plain,
         "seed": args.seed,
         "peaks": peaks,
         "results": results,
-    })
+    });
+    if let On::Gpu { device, precision, .. } = on {
+        all["device"] = json!(device);
+        all["precision"] = json!(precision);
+    }
+    all
 }
 
-fn result(peaks: &Peaks, Row { entry, report }: &Row) -> Value {
+fn result(on: &On, Row { entry, report }: &Row) -> Value {
     let ConvGeom { c, h, w, k, r, s, stride, pad } = entry.geom;
     let ([gflops, gb_s], conv) = (rates(report), !matches!(entry.op, Op::Bn | Op::Sgd));
-    json!({
+    let cpu = match on {
+        On::Cpu { peaks, .. } => Some(peaks),
+        On::Gpu { .. } => None,
+    };
+    let plan = match &report.gpu {
+        Some(gpu) => json!(gpu.plan),
+        None => json!(conv.then(|| LayerPlan::default_for(&entry.geom, report.nnz as usize))),
+    };
+    let mut all = json!({
         "op": entry.op.name(),
         "model": entry.model,
         "layers": entry.layers,
         "shape": {"c": c, "h": h, "w": w, "k": k, "r": r, "s": s, "stride": stride, "pad": pad},
         "batch": entry.batch,
         "nnz": report.nnz,
+        "block": report.block.map(|block| block.to_string()),
         "ms_median": report.ms.median,
         "ms_min": report.ms.min,
         "ms_q1": report.ms.q1,
@@ -153,33 +245,67 @@ fn result(peaks: &Peaks, Row { entry, report }: &Row) -> Value {
         "bytes": report.bytes,
         "gflops": gflops,
         "gb_s": gb_s,
-        "percent_of_fma_peak": 100.0 * gflops / peaks.fma_gflops,
-        "percent_of_read_peak": 100.0 * gb_s / peaks.read_gb_s,
+        "percent_of_fma_peak": cpu.map(|peaks| 100.0 * gflops / peaks.fma_gflops),
+        "percent_of_read_peak": cpu.map(|peaks| 100.0 * gb_s / peaks.read_gb_s),
         "crossover_density": report.crossover,
-        "plan": conv.then(|| LayerPlan::default_for(&entry.geom, report.nnz as usize)),
+        "plan": plan,
         "verified": report.verified,
-    })
+    });
+    if let (On::Gpu { peaks, .. }, Some(gpu)) = (on, &report.gpu) {
+        all["percent_of_tensor_peak"] = json!(peaks.tensor_gflops.map(|peak| 100.0 * gflops / peak));
+        all["percent_of_copy_peak"] = json!(100.0 * gb_s / peaks.copy_gb_s);
+        all["launches"] = json!(gpu.launches);
+        all["copies"] = json!(gpu.copies);
+        all["checked_batch"] = json!(gpu.checked_batch);
+        all["vendor_ms_median"] = json!(gpu.vendor_ms.map(|ms| ms.median));
+        all["vendor_ms_min"] = json!(gpu.vendor_ms.map(|ms| ms.min));
+    }
+    all
 }
 
-fn table(args: &KernelsArgs, threads: usize, peaks: &Peaks, rows: &[Row]) -> String {
-    let fed: Vec<_> = peaks.load_fma.iter().map(|f| format!("{} {}", f.from, digits(f.gflops))).collect();
+/// The machine and its limits.
+fn head(on: &On) -> String {
+    match on {
+        On::Cpu { threads, peaks } => {
+            let fed: Vec<_> = peaks.load_fma.iter().map(|f| format!("{} {}", f.from, digits(f.gflops))).collect();
+            format!(
+                "{} on {}, {} thread(s); sparse-engine {}\n\
+                 peaks: {} GFLOP/s in registers; a load each multiply-add: {}; memory: read {} GB/s, copy {} GB/s\n",
+                peaks.isa,
+                Machine::this().cpu,
+                threads,
+                Engine::this(),
+                digits(peaks.fma_gflops),
+                fed.join(", "),
+                digits(peaks.read_gb_s),
+                digits(peaks.copy_gb_s),
+            )
+        }
+        On::Gpu { precision, peaks, .. } => format!(
+            "{}, {precision}; sparse-engine {}\npeaks: memory: copy {} GB/s, fill {} GB/s\n",
+            peaks.device,
+            Engine::this(),
+            digits(peaks.copy_gb_s),
+            digits(peaks.fill_gb_s),
+        ),
+    }
+}
+
+fn table(args: &KernelsArgs, pattern: Pattern, on: &On, rows: &[Row]) -> String {
+    // Limits of arithmetic, where it was measured, and of memory.
+    let (flop_peak, byte_peak, of_bytes) = match on {
+        On::Cpu { peaks, .. } => (Some(peaks.fma_gflops), peaks.read_gb_s, "of read"),
+        On::Gpu { peaks, .. } => (peaks.tensor_gflops, peaks.copy_gb_s, "of copy"),
+    };
     let mut text = format!(
-        "{} on {}, {} thread(s); sparse-engine {}\n\
-         peaks: {} GFLOP/s in registers; a load each multiply-add: {}; memory: read {} GB/s, copy {} GB/s\n\
-         density {}; {}\n\n",
-        peaks.isa,
-        Machine::this().cpu,
-        threads,
-        Engine::this(),
-        digits(peaks.fma_gflops),
-        fed.join(", "),
-        digits(peaks.read_gb_s),
-        digits(peaks.copy_gb_s),
+        "{}density {}{}; {}\n\n",
+        head(on),
         args.density,
+        pattern.block().map(|_| format!(", {pattern}")).unwrap_or_default(),
         if args.plain { "layers by themselves" } else { "batch norm and ReLU before each layer, batch norm behind it" },
     );
     let mut head =
-        vec!["op", "layer", "batch", "ms", "min", "GFLOP/s", "of peak", "GB/s", "of read", "dense ms", "ratio"];
+        vec!["op", "layer", "batch", "ms", "min", "GFLOP/s", "of peak", "GB/s", of_bytes, "dense ms", "ratio"];
     if args.crossover {
         head.push("crossover");
     }
@@ -194,9 +320,9 @@ fn table(args: &KernelsArgs, threads: usize, peaks: &Peaks, rows: &[Row]) -> Str
             digits(report.ms.median),
             digits(report.ms.min),
             digits(gflops),
-            percent(gflops / peaks.fma_gflops, 0),
+            flop_peak.map_or_else(dash, |peak| percent(gflops / peak, 0)),
             digits(gb_s),
-            percent(gb_s / peaks.read_gb_s, 0),
+            percent(gb_s / byte_peak, 0),
             dense.map_or_else(dash, digits),
             dense.map_or_else(dash, |d| digits(report.ms.median / d)),
         ];
@@ -207,7 +333,7 @@ fn table(args: &KernelsArgs, threads: usize, peaks: &Peaks, rows: &[Row]) -> Str
     }
     text += &aligned(&lines, |c| c == 0);
     text += "\nchecked in f64 before they were timed; ratio: sparse / dense\n";
-    if rows.iter().any(|r| r.entry.op == Op::ConvDgrad) {
+    if matches!(on, On::Cpu { .. }) && rows.iter().any(|r| r.entry.op == Op::ConvDgrad) {
         text += "conv_dgrad is both gradients less the weight gradient: the backend computes them in one operation\n";
     }
     text

@@ -2,13 +2,18 @@
 
 use super::step_text::text;
 use crate::backend::cpu::{CpuBackend, Isa};
+use crate::backend::gpu::cuda::Cuda;
+use crate::backend::gpu::{self, Driver, GpuBackend, GpuPlan, LossScale, Precision};
 use crate::backend::{Bytes, Spec};
+use crate::bench::gpu::step::{self as gpu_step, GpuConfig, Twins};
 use crate::bench::memory::Memory;
 use crate::bench::step::{self, Config, Dense, Figures, Report};
+use crate::cli::device::DeviceArgs;
 use crate::error::{Error, Result};
 use crate::models;
-use crate::report::{Engine, Machine, read_plan};
+use crate::report::{Engine, Machine, read_gpu_plan, read_plan};
 use crate::sparsity::{Density, Method};
+use crate::train::{Device, OnDevice};
 use serde_json::{Value, json};
 use std::path::PathBuf;
 use std::process::Command;
@@ -21,9 +26,13 @@ const SCHEMA: u32 = 1;
 /// A step is the batch into the backend, forward, loss, backward and SGD on random images in memory. The two networks take
 /// turns, five steps each. Before anything is timed each operation of a step of each is checked in f64: exit code 1 and no
 /// time if one is wrong. --no-check leaves that out.
+///
+/// On a GPU the images lie on the device, and several steps are captured in a graph and replayed, as train does.
 #[derive(clap::Args)]
+#[command(mut_arg("device", |device| device.default_value("cpu")))]
 #[command(after_help = "Examples:\n  sparse-engine bench step --sparsity 0.95 --threads 1\n  \
-                        sparse-engine bench step --model resnet56 --method uniform --json\n\n\
+                        sparse-engine bench step --model resnet56 --method uniform --json\n  \
+                        sparse-engine bench step --device cuda --pattern block:16x16\n\n\
                         Keys of the JSON object: docs/bench.md.")]
 pub(super) struct StepArgs {
     /// Network: resnetN (N = 6D+2) or vgg11 to vgg19 for small images; resnet18, 34, 50, 101, 152, wrn50-2 or wrn101-2
@@ -53,13 +62,12 @@ pub(super) struct StepArgs {
     /// Images a step [default: 128; 16 for ImageNet networks]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     batch: Option<u32>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
-    device: DeviceArg,
-    /// Worker threads [default: one a core]
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Worker threads, on the CPU [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Timed steps of each network [default: 30; 10 for ImageNet networks]
+    /// Timed steps of each network [default: 30; 10 for ImageNet networks; on a GPU 200 and 20]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     steps: Option<u32>,
     /// Steps before them
@@ -85,20 +93,50 @@ pub(super) struct StepArgs {
     memory_only: bool,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum DeviceArg {
-    /// This machine's processor
-    Cpu,
+/// Where and how a report came about.
+struct On {
+    /// "cuda" or "emulated"; `None`: the CPU.
+    device: Option<&'static str>,
+    /// Worker threads, on the CPU.
+    threads: Option<usize>,
+    /// Numbers, on a GPU.
+    numbers: Option<(Precision, LossScale)>,
 }
 
 pub(super) fn run(args: StepArgs) -> Result<()> {
-    let threads = crate::cli::threads(args.threads);
-    let config = args.config()?;
-    let DeviceArg::Cpu = args.device;
+    let on = args.device.resolve()?;
+    let found = on.device.found();
+    let config = args.config(found != Device::Cpu)?;
+    let (report, on) = match found {
+        Device::Auto | Device::Cpu => {
+            let threads = crate::cli::threads(args.threads);
+            let Some(report) = on_cpu(&args, &config, threads)? else { return Ok(()) };
+            (report, On { device: None, threads: Some(threads), numbers: None })
+        }
+        Device::Cuda => {
+            gpu::probe()?;
+            on_gpu(&args, &config, on, "cuda", &Cuda::open)?
+        }
+        #[cfg(feature = "emu")]
+        Device::Emulated => {
+            use crate::backend::gpu::emu::{Emulated, Order};
+            on_gpu(&args, &config, on, "emulated", &|| Emulated::new(Order::Ascending))?
+        }
+    };
+    crate::cli::print(&if args.json {
+        format!("{:#}\n", object(&args, &config, &on, &report))
+    } else {
+        text(&config, args.plan.as_deref(), &report)
+    })
+}
+
+/// Nothing to report where only memory was asked for.
+fn on_cpu(args: &StepArgs, config: &Config, threads: usize) -> Result<Option<Report>> {
     let dense = |spec: Spec| CpuBackend::new(spec, threads);
     if args.memory_only {
-        let memory = step::memory_alone(&config, &dense)?;
-        return crate::cli::print(&format!("{}\n", json!(memory)));
+        let memory = step::memory_alone(config, &dense)?;
+        crate::cli::print(&format!("{}\n", json!(memory)))?;
+        return Ok(None);
     }
     let plan = args.plan.as_deref().map(|path| Ok::<_, Error>((path, read_plan(path)?))).transpose()?;
     let sparse = |spec: Spec| {
@@ -107,18 +145,51 @@ pub(super) fn run(args: StepArgs) -> Result<()> {
         }
         CpuBackend::with_plan(spec, threads, Isa::detect(), plan.as_ref().map(|(_, plan)| plan))
     };
-    let memory = || dense_memory(&config, threads);
+    let memory = || dense_memory(config, threads);
     let beside = if args.no_dense { Dense::Skip } else { Dense::Beside { make: &dense, memory: &memory } };
-    let report = step::run(&config, &sparse, beside)?;
-    crate::cli::print(&if args.json {
-        format!("{:#}\n", object(&args, &config, threads, &report))
-    } else {
-        text(&config, args.plan.as_deref(), &report)
-    })
+    step::run(config, &sparse, beside).map(Some)
+}
+
+/// On the device that `open` opens.
+fn on_gpu<D: Driver>(
+    args: &StepArgs,
+    config: &Config,
+    on: OnDevice,
+    device: &'static str,
+    open: &dyn Fn() -> Result<D>,
+) -> Result<(Report, On)> {
+    if args.memory_only {
+        return Err(Error::Usage("--memory-only is for the CPU: leave it out".into()));
+    }
+    let plan = args.plan.as_deref().map(|path| Ok::<_, Error>((path, read_gpu_plan(path)?))).transpose()?;
+    let precision = precision(on.precision, plan.as_ref().map(|(_, plan)| plan))?;
+    let scale = on.loss_scale.unwrap_or(LossScale::default_for(precision));
+    let dense = |spec: Spec| GpuBackend::new(open()?, spec, precision, None);
+    let sparse = |spec: Spec| {
+        if let Some((path, plan)) = &plan {
+            plan.check_spec(&spec).map_err(|what| Error::data(path, what))?;
+        }
+        GpuBackend::new(open()?, spec, precision, plan.as_ref().map(|(_, plan)| plan))
+    };
+    // The dense network through the vendor's libraries: a backend with a plan that names them, once there is one.
+    let twins = Twins { dense: (!args.no_dense).then_some(&dense as _), vendor: None };
+    let report = gpu_step::run(config, GpuConfig::new(scale), &sparse, &twins)?;
+    Ok((report, On { device: Some(device), threads: None, numbers: Some((precision, scale)) }))
+}
+
+/// The precision asked for, if it is not at odds with the plan's.
+fn precision(asked: Option<Precision>, plan: Option<&GpuPlan>) -> Result<Precision> {
+    match (asked, plan) {
+        (Some(asked), Some(plan)) if asked != plan.precision => Err(Error::Usage(format!(
+            "--precision {asked}: the plan is for {}; leave --precision out, or give another --plan",
+            plan.precision
+        ))),
+        (asked, plan) => Ok(asked.or(plan.map(|plan| plan.precision)).unwrap_or(Precision::F16)),
+    }
 }
 
 impl StepArgs {
-    fn config(&self) -> Result<Config> {
+    fn config(&self, gpu: bool) -> Result<Config> {
         let method: Method = self.method.parse()?;
         let density = match (method, self.sparsity) {
             (Method::Dense, None | Some(0.0)) => Density::ONE,
@@ -131,7 +202,12 @@ impl StepArgs {
             (_, sparsity) => Density::from_sparsity(sparsity.unwrap_or(0.9))?,
         };
         let (channels, image_size, classes) = models::default_image(&self.model)?;
-        let (batch, steps) = if image_size < 100 { (128, 30) } else { (16, 10) };
+        let (batch, steps) = match (image_size < 100, gpu) {
+            (true, false) => (128, 30),
+            (true, true) => (128, 200),
+            (false, false) => (16, 10),
+            (false, true) => (16, 20),
+        };
         Ok(Config {
             model: self.model.clone(),
             width: self.width,
@@ -170,7 +246,7 @@ fn dense_memory(config: &Config, threads: usize) -> Option<Memory> {
 }
 
 /// The JSON object.
-fn object(args: &StepArgs, config: &Config, threads: usize, report: &Report) -> Value {
+fn object(args: &StepArgs, config: &Config, on: &On, report: &Report) -> Value {
     let Report { sparse, dense, .. } = report;
     let engine = Engine::this();
     let mut all = json!({
@@ -187,7 +263,7 @@ fn object(args: &StepArgs, config: &Config, threads: usize, report: &Report) -> 
         "image_size": config.image_size,
         "classes": config.classes,
         "batch": config.batch,
-        "threads": threads,
+        "threads": on.threads,
         "method": config.method,
         "sparsity": sparsity(config),
         "pattern": config.pattern,
@@ -203,10 +279,36 @@ fn object(args: &StepArgs, config: &Config, threads: usize, report: &Report) -> 
         "plan": args.plan,
         "checked": config.check,
     });
-    network(&mut all, "", config, Some(sparse), report.macs_dense);
-    network(&mut all, "dense_", config, dense.as_ref(), report.macs_dense);
+    let networks = [("", Some(sparse)), ("dense_", dense.as_ref())];
+    networks.iter().for_each(|(prefix, figures)| network(&mut all, prefix, config, *figures, report.macs_dense));
     all["sparse_over_dense"] = json!(report.ratio);
+    if let Some(gpu) = &report.gpu {
+        all["device"] = json!(on.device);
+        all["precision"] = json!(on.numbers.map(|(precision, _)| precision));
+        all["loss_scale"] = json!(on.numbers.map(|(_, scale)| scale.to_string()));
+        all["steps_a_graph"] = json!(gpu.steps_a_graph);
+        all["samples"] = json!(gpu.samples);
+        all["checked_batch"] = json!(gpu.checked_batch);
+        networks.iter().for_each(|(prefix, figures)| launches(&mut all, prefix, *figures));
+        network(&mut all, "vendor_", config, gpu.vendor.as_ref(), report.macs_dense);
+        launches(&mut all, "vendor_", gpu.vendor.as_ref());
+    }
     all
+}
+
+/// The keys of one network that GPUs have; null without it.
+fn launches(all: &mut Value, prefix: &str, figures: Option<&Figures>) {
+    let gpu = figures.and_then(|f| f.gpu.as_ref());
+    let mut put = |key: &str, value: Value| all[format!("{prefix}{key}")] = value;
+    put("launches", json!(gpu.map(|g| g.launches)));
+    put("launched_ms_median", json!(gpu.map(|g| g.launched_ms.median)));
+    put("launched_ms_q1", json!(gpu.map(|g| g.launched_ms.q1)));
+    put("launched_ms_q3", json!(gpu.map(|g| g.launched_ms.q3)));
+    put("launched_ms_min", json!(gpu.map(|g| g.launched_ms.min)));
+    put("graph_steps_verified", json!(gpu.and_then(|g| g.graph_steps_verified)));
+    put("last_loss_scale", json!(gpu.map(|g| g.loss_scale)));
+    put("held_steps", json!(gpu.map(|g| g.held_steps)));
+    put("data_bytes", json!(gpu.map(|g| g.data_bytes)));
 }
 
 /// The share that is pruned, without what the subtraction loses in binary.

@@ -2,6 +2,7 @@
 
 use super::step::{sparsity, width};
 use crate::backend::Bytes;
+use crate::bench::gpu::step::GpuReport;
 use crate::bench::step::{Config, Figures, Report};
 use crate::bench::{Phase, Spread, Verified};
 use crate::cli::format::{bytes, count, percent};
@@ -35,13 +36,24 @@ fn head(config: &Config, plan: Option<&Path>, report: &Report) -> String {
         "{model}{width}, batch {batch} of {channels}x{image_size}x{image_size}, {classes} classes\n\
          {method}, {pruned} % pruned{blocks}: {kept} of the weights left, {macs} of the multiply-accumulates\n\
          {} on {}, {} cores{}; sparse-engine {}\n\
-         {}\n",
+         {}\n{}",
         report.backend,
         machine.cpu,
         machine.cores,
         plan.map(|path| format!("; plan {}", path.display())).unwrap_or_default(),
         Engine::this(),
-        checked(report.sparse.verified)
+        checked(report.sparse.verified),
+        report.gpu.as_ref().map(|gpu| graphs(config, gpu)).unwrap_or_default()
+    )
+}
+
+/// How steps were timed on a GPU.
+fn graphs(config: &Config, gpu: &GpuReport) -> String {
+    let few = gpu.checked_batch.filter(|&n| n < config.batch);
+    let few = few.map(|n| format!("; checked with {n} images: more take the host too long")).unwrap_or_default();
+    format!(
+        "timed: {} replays of a graph of {} step(s), data on the device; phases: operations one by one, each waited for{few}\n",
+        gpu.samples, gpu.steps_a_graph
     )
 }
 
@@ -78,6 +90,10 @@ fn times(report: &Report) -> Vec<Vec<String>> {
         head.extend(["dense", "quartiles", "min", "sparse/dense"]);
     }
     let mut rows = vec![head.into_iter().map(String::from).collect(), row("step".into(), &|f| Some(f.step_ms))];
+    if report.gpu.is_some() {
+        let launched = |f: &Figures| f.gpu.as_ref().map(|g| g.launched_ms);
+        rows.push(row("step, kernel by kernel".into(), &launched));
+    }
     for phase in Phase::ALL {
         let of = |f: &Figures| f.phases_ms.iter().find(|(p, _)| *p == phase).map(|(_, ms)| *ms);
         if of(&report.sparse).is_some() || report.dense.as_ref().and_then(of).is_some() {
@@ -103,14 +119,21 @@ fn rest(config: &Config, report: &Report) -> Vec<Vec<String>> {
         head.extend(["dense", "sparse/dense"]);
     }
     let size: fn(f64) -> String = |v| bytes(v as u64);
+    let (memory, held) = match report.gpu {
+        Some(_) => ("peak memory of the host above the start", "bytes held on the device"),
+        None => ("peak memory above the start", "bytes held"),
+    };
     let mut rows = vec![
         head.into_iter().map(String::from).collect(),
         row("images a second", digits, &|f| Some(f.images_per_s(config.batch))),
         row("GFLOP/s, of the kept weights", digits, &|f| Some(f.gflops(f.macs, config.batch))),
         row("GFLOP/s, as if dense", digits, &|f| Some(f.gflops(report.macs_dense, config.batch))),
-        row("peak memory above the start", size, &|f| f.memory.map(|m| m.above_start() as f64)),
-        row("bytes held", size, &|f| Some(f.bytes.total() as f64)),
+        row(memory, size, &|f| f.memory.map(|m| m.above_start() as f64)),
     ];
+    if report.gpu.is_some() {
+        rows.push(row("kernels a step", digits, &|f| f.gpu.as_ref().map(|g| g.launches as f64)));
+    }
+    rows.extend([row(held, size, &|f| Some(f.bytes.total() as f64))]);
     type Part = fn(&Bytes) -> u64;
     let kinds: [(&str, Part); 6] = [
         ("  values", |b| b.values),
