@@ -75,7 +75,7 @@ class Runs(unittest.TestCase):
         self.lab.behave(HANG)
         began = time.monotonic()
         done = self.lab.run("peers-small", *FEW, "--rounds", "1", "--deadline-s", "6")
-        self.assertLess(time.monotonic() - began, 40)  # it would hang for minutes
+        self.assertLess(time.monotonic() - began, 8)
         self.assertEqual(done.returncode, 75, done.stderr)
         pids, left = self.lab.hanging()
         self.assertEqual((len(pids), left), (3, []))
