@@ -56,6 +56,9 @@ class Deadline:
     def left(self):
         return max(0.0, self._end - self._clock())
 
+    def passed(self):
+        return self._clock() - self._end + self.seconds
+
 
 def become_subreaper():
     """From now on orphaned descendants become children of this process."""

@@ -86,7 +86,7 @@ def main():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         children.kill_all()
-        results.end(how)
+        results.end(how, deadline.passed())
     counts = [results.row(r.id)["status"] for r in rows]
     schedule.say(f"{how}: " + ", ".join(f"{counts.count(s)} {s}" for s in dict.fromkeys(counts)))
     sys.exit(code)

@@ -2,7 +2,7 @@
 
     key      engine, device and driver that all rows are of
     machine  see facts.py
-    runs     each start of the stage: command, date, how it ended
+    runs     each start of the stage: command, date, how it ended, seconds that it took
     states   clocks, temperature and power before each round
     rows     id, group, title, what was asked; status; samples, one a round; why there are no or fewer samples
 
@@ -89,9 +89,9 @@ class Store:
         """Facts that only a running row tells, such as PyTorch's."""
         self.data["machine"].update(found)
 
-    def end(self, how):
+    def end(self, how, wall_s):
         now = datetime.datetime.now().isoformat(timespec="seconds")
-        self.data["runs"][-1].update(ended=how, at=now)
+        self.data["runs"][-1].update(ended=how, at=now, wall_s=round(wall_s, 3))
         self.save()
 
     def save(self):

@@ -84,6 +84,7 @@ class Runs(unittest.TestCase):
         self.assertEqual(rows["resnet20 b128 torch compiled-fp16"]["why"], "not run: deadline")
         self.assertEqual(rows["resnet20 b128 torch amp-fp16"]["status"], "done")
         self.assertEqual(self.lab.results()["runs"][0]["ended"], "deadline")
+        self.assertLess(self.lab.results()["runs"][0]["wall_s"], 6)
         self.assertIn("| not run: deadline |", self.lab.markdown())
         # The next run does the rest, and only that.
         self.lab.behave()

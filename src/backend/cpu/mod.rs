@@ -33,6 +33,7 @@ use norm::Coefs;
 use plan::Plan;
 pub use simd::Isa;
 use source::{Kind, Source};
+use std::ops::Range;
 use structure::ConvPlan;
 use workers::Workers;
 
