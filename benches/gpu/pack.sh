@@ -4,7 +4,7 @@
 #
 #   benches/gpu/pack.sh OUT [TEST...]
 #
-# OUT/sparse-engine, OUT/tests/TEST; default tests: ops, and all of tests/gpu_*.rs that run on a GPU.
+# OUT/sparse-engine, OUT/tests/TEST; default tests: ops, and all of tests/gpu_* that run on a GPU.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '5,7s/^# *//p' "$0" >&2; exit 2; }
 out=$(realpath -m "$1")
@@ -15,8 +15,8 @@ root=$(pwd -P)
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then
     tests=(ops)
-    for file in tests/gpu_*.rs; do
-        name=$(basename "$file" .rs)
+    for file in tests/gpu_*.rs tests/gpu_*/main.rs; do
+        name=$(basename "${file%/main.rs}" .rs)
         # These are about the host emulation and about drivers that are not there.
         [[ $name == gpu_emu || $name == gpu_probe ]] || tests+=("$name")
     done

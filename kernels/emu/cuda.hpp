@@ -5,7 +5,7 @@
 //   accesses and what else -fsanitize=undefined sees (sanitize.cpp), cp.async read before its wait, stacks that
 //   overflow, launches that a device would refuse;
 // - can't: races between blocks, effects of the memory model, speed. Those need a GPU and compute-sanitizer.
-// Each rule is broken once by a kernel of selftest.cu or selftest_rules.cu: tests/gpu_emu.rs.
+// Each rule is broken once by a kernel of selftest.cu or selftest_rules.cu: tests/gpu_emu/.
 #pragma once
 
 #define __global__

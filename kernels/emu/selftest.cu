@@ -1,4 +1,4 @@
-// Kernels that show each rule of the emulation firing; tests/gpu_emu.rs launches them. No part of the engine:
+// Kernels that show each rule of the emulation firing; tests/gpu_emu/ launches them. No part of the engine:
 // built with feature `emu` only. The faulty ones are faulty on purpose.
 #include "../common.cuh"
 

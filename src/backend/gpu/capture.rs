@@ -34,6 +34,8 @@ impl Gate {
         }
     }
 
+    /// Drivers that record by themselves ask.
+    #[cfg(feature = "emu")]
     pub(super) fn is_recording(&self) -> bool {
         matches!(*self.state(), State::Recording { .. })
     }

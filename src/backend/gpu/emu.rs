@@ -118,9 +118,8 @@ struct Call {
 }
 
 /// As aligned as any type that a kernel takes.
-#[derive(Clone, Copy)]
-#[repr(align(16))]
-struct Sixteen(#[allow(dead_code)] [u8; 16]); // read by kernels only
+type Sixteen = u128;
+const _: () = assert!(align_of::<Sixteen>() == 16);
 
 #[derive(Clone, Copy)]
 struct Kernel(*const c_void);
@@ -211,7 +210,7 @@ impl Emulated {
         for arg in args {
             let start = call.bytes.len();
             call.offsets.push(start * 16);
-            call.bytes.resize(start + arg.bytes.div_ceil(16), Sixteen([0; 16]));
+            call.bytes.resize(start + arg.bytes.div_ceil(16), 0);
             // SAFETY: an Arg points at that many bytes, and as many were just added.
             unsafe { arg.at.copy_to_nonoverlapping(call.bytes[start..].as_mut_ptr().cast(), arg.bytes) }
         }

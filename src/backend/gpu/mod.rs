@@ -1,20 +1,21 @@
 //! The GPU backend: one implementation over two drivers, CUDA through cudarc ([`cuda`]) and, with feature `emu`, an
 //! emulation on the host that runs the same kernel source.
 //!
-//! [`GpuBackend`] holds a network's memory and turns each operation into a few launches on one stream; [`ops`] has a launcher
-//! a kernel, of the same stem as the `.cu` file in `kernels/`.
+//! [`GpuBackend`] holds a network's memory (`backend.rs`) and turns each operation into a few launches on one stream
+//! (`operations.rs`); [`ops`] has a launcher a kernel, of the same stem as the `.cu` file in `kernels/`.
 
+mod as_backend;
 mod backend;
 mod capture;
 mod convs;
 pub mod cuda;
-mod device;
 mod driver;
 mod embedded;
 #[cfg(feature = "emu")]
 pub mod emu;
 mod layout;
 mod norms;
+mod operations;
 pub mod ops;
 pub mod plan;
 mod precision;

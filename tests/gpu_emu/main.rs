@@ -1,9 +1,7 @@
 //! The emulated GPU finds what it promises to find: each rule is broken once by a kernel of
 //! `kernels/emu/selftest*.cu`, and kept once by one that must then work.
 
-#[path = "gpu_emu/graphs.rs"]
 mod graphs;
-#[path = "gpu_emu/rules.rs"]
 mod rules;
 
 use sparse_engine::backend::gpu::emu::{Emulated, EmulatedBuf, Order};

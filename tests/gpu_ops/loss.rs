@@ -1,8 +1,6 @@
 //! The cross-entropy kernels against f64.
 
-mod gpu_support;
-
-use gpu_support::{ELEMENTS, Held, close, eps, normal, pad, padded, store_error, stored};
+use super::held::{ELEMENTS, Held, close, eps, normal, pad, padded, store_error, stored};
 use sparse_engine::backend::gpu::Driver;
 use sparse_engine::backend::gpu::ops::loss::{CrossEntropy, LossOut, RowLoss, cross_entropy};
 use sparse_engine::backend::gpu::ops::operand::Element;

@@ -1,8 +1,6 @@
 //! The kernels that begin and end a step: numbers, learning rates, loss scale.
 
-mod gpu_support;
-
-use gpu_support::Held;
+use super::held::Held;
 use sparse_engine::backend::gpu::Driver;
 use sparse_engine::backend::gpu::ops::state::StepState;
 use sparse_engine::backend::gpu::ops::step::{step_begin, step_end, step_next_batch};

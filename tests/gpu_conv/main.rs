@@ -1,13 +1,9 @@
 //! The convolution kernels against loops in f64 over the operands as the multiply takes them: geometries, tiles, masks,
 //! operands, epilogues. One test body, on the emulated device in both fibre orders and on a real GPU where there is one.
 
-#[path = "gpu_conv/device.rs"]
 mod device;
-#[path = "gpu_conv/limits.rs"]
 mod limits;
-#[path = "gpu_conv/number.rs"]
 mod number;
-#[path = "gpu_conv/reference.rs"]
 mod reference;
 
 use device::{Device, compare, numbers, operand, pad, store_error, sum_error, unpad};

@@ -1,6 +1,6 @@
 //! Operands on the device, and what they are worth in f64.
 
-use super::{EPS, Held, encode, normal, pad, padded, tensor};
+use super::held::{EPS, Held, encode, normal, pad, padded, tensor};
 use sparse_engine::backend::gpu::Driver;
 use sparse_engine::backend::gpu::ops::operand::{Element, Operand};
 
@@ -42,7 +42,7 @@ impl<'a, D: Driver> Op<'a, D> {
         let rows = if kind == Operand::THROUGH { a.len() / padded(c) } else { 0 };
         let b = tensor(element, &format!("{name} b"), rows, c);
         let coefs = [0, 2, 3][kind as usize];
-        let coef = pad(&super::stored(Element::F32, &normal(&format!("{name} coef"), coefs * c)), c);
+        let coef = pad(&crate::held::stored(Element::F32, &normal(&format!("{name} coef"), coefs * c)), c);
         let buffers =
             [(element, &a), (element, &b), (Element::F32, &coef)].map(|(e, v)| Held::of(driver, &encode(e, v)));
         Op { a, b, coef, cp: padded(c), kind, relu, buffers }
@@ -52,10 +52,6 @@ impl<'a, D: Driver> Op<'a, D> {
     pub fn operand(&self) -> Operand {
         let [a, b, coef] = self.buffers.each_ref().map(|h| if h.bytes == 0 { 0 } else { h.at() });
         Operand { a, b, coef, kind: self.kind, relu: u32::from(self.relu) }
-    }
-
-    pub fn rows(&self) -> usize {
-        self.a.len() / self.cp
     }
 
     /// Value and bound of its error in f32.

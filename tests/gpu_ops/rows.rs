@@ -1,10 +1,8 @@
 //! Kernels over rows, join and copy, against f64.
 
-mod gpu_support;
-
-use gpu_support::finish::{Dst, Wanted};
-use gpu_support::operand::{KINDS, Op};
-use gpu_support::{ELEMENTS, EPS, Held, close, padded, store_error};
+use super::finish::{Dst, Wanted};
+use super::held::{ELEMENTS, EPS, Held, close, padded, store_error};
+use super::operand::{KINDS, Op};
 use sparse_engine::backend::gpu::Driver;
 use sparse_engine::backend::gpu::ops::copy::copy_backward;
 use sparse_engine::backend::gpu::ops::join::{Join, join_forward};

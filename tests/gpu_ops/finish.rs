@@ -1,7 +1,7 @@
 //! A gradient's destination with everything that completes it, and the check of what a kernel left there.
 
+use super::held::{EPS, Held, close, normal, padded, store_error, stored, tensor};
 use super::operand::Op;
-use super::{EPS, Held, close, normal, padded, store_error, stored, tensor};
 use sparse_engine::backend::gpu::Driver;
 use sparse_engine::backend::gpu::ops::operand::{Element, Finish, Reduce};
 
@@ -63,7 +63,7 @@ impl<'a, D: Driver> Dst<'a, D> {
         let mut norms = vec![];
         for r in 0..wanted.reduces {
             let x = tensor(element, &format!("norm {r}"), rows, c);
-            let mean = super::pad(&stored(Element::F32, &normal(&format!("mean {r}"), c)), c);
+            let mean = crate::held::pad(&stored(Element::F32, &normal(&format!("mean {r}"), c)), c);
             norms.push((x, mean));
         }
         let partials = norms.iter().map(|_| Held::poisoned(driver, 8 * blocks * cp)).collect();

@@ -1,10 +1,8 @@
 //! Mean and maximum pooling kernels against f64.
 
-mod gpu_support;
-
-use gpu_support::finish::{Dst, Wanted};
-use gpu_support::operand::{KINDS, Op};
-use gpu_support::{ELEMENTS, EPS, Held, close, padded, store_error, tensor};
+use super::finish::{Dst, Wanted};
+use super::held::{ELEMENTS, EPS, Held, close, padded, store_error, tensor};
+use super::operand::{KINDS, Op};
 use sparse_engine::backend::gpu::Driver;
 use sparse_engine::backend::gpu::ops::maxpool::{MaxPool, max_pool_backward, max_pool_forward};
 use sparse_engine::backend::gpu::ops::operand::{Element, Finish, Operand};

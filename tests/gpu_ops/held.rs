@@ -1,9 +1,4 @@
-//! What the tests of single GPU kernels share: device buffers, number types, operands and finished gradients with their
-//! f64 references. A test body is generic over the driver and runs on every device there is.
-#![allow(dead_code)] // each test binary uses a part
-
-pub mod finish;
-pub mod operand;
+//! Device buffers, number types and closeness.
 
 use sparse_engine::backend::gpu::Driver;
 use sparse_engine::backend::gpu::ops::operand::Element;
@@ -11,39 +6,11 @@ use sparse_engine::rng::{Purpose, Stream};
 
 pub const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
 
-/// Tests named after generic bodies `fn body<D: Driver>(driver: &D)`: emulated in both thread orders, and on a real GPU where
-/// there is one.
-#[macro_export]
-macro_rules! on_every_device {
-    ($($body:ident),* $(,)?) => {$(
-        mod $body {
-            use sparse_engine::backend::gpu::emu::{Emulated, Order};
-            #[test]
-            fn emulated_in_both_orders() {
-                for order in Order::BOTH {
-                    super::$body(&Emulated::new(order).unwrap());
-                }
-            }
-            #[test]
-            fn on_a_real_gpu() {
-                match sparse_engine::backend::gpu::probe() {
-                    Ok(info) => {
-                        println!("on {} (compute capability {:?})", info.name, info.capability);
-                        super::$body(&sparse_engine::backend::gpu::cuda::Cuda::open().unwrap());
-                    }
-                    Err(why) => drop(std::io::Write::write_fmt(
-                        &mut std::io::stderr(), format_args!("skipped: {why}\n"))),
-                }
-            }
-        }
-    )*};
-}
-
 /// A device buffer with its driver.
 pub struct Held<'a, D: Driver> {
     driver: &'a D,
     buf: D::Buf,
-    bytes: usize,
+    pub bytes: usize,
 }
 
 impl<'a, D: Driver> Held<'a, D> {

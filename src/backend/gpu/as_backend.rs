@@ -1,4 +1,4 @@
-//! [`Backend`] of [`GpuBackend`].
+//! [`Backend`] of [`GpuBackend`]: each method is the fallible one of `operations.rs` or `backend.rs`, which must not fail.
 
 use super::backend::GpuBackend;
 use super::driver::Driver;

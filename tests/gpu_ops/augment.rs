@@ -1,8 +1,6 @@
 //! Batches made on the device against those that the loader makes on the host.
 
-mod gpu_support;
-
-use gpu_support::{ELEMENTS, Held, normal, padded, stored};
+use super::held::{ELEMENTS, Held, normal, padded, stored};
 use sparse_engine::backend::gpu::Driver;
 use sparse_engine::backend::gpu::ops::augment::{Augment, augment};
 use sparse_engine::backend::gpu::ops::operand::Element;

@@ -1,8 +1,6 @@
 //! Kernels of batch norm against f64: statistics, their merge, running statistics, the merge of a gradient's sums.
 
-mod gpu_support;
-
-use gpu_support::{ELEMENTS, EPS, Held, close, normal, pad, padded, stored, tensor};
+use super::held::{ELEMENTS, EPS, Held, close, normal, pad, padded, stored, tensor};
 use sparse_engine::backend::gpu::Driver;
 use sparse_engine::backend::gpu::ops::norm::{
     NormCoefs, NormEntry, NormSums, STATE_ROWS, norm_coefs, norm_running, norm_running_update, norm_stats, norm_sums,
