@@ -16,24 +16,9 @@ struct CopyArgs {
 };
 static_assert(sizeof(CopyArgs) == 144, "the launcher passes 144 bytes");
 
-// Launch: see rows.cuh; gridDim.x = ceil(rows / 128).
+// Launch: see pass_on.
 template <class T> __device__ __forceinline__ void copy_backward(const CopyArgs& a) {
-    const uint32_t channel = tile_channel();
-    const bool inside = channel < a.cp;
-    Finisher s;
-    if (inside) {
-        Coefs8 coefs;
-        load_coefs(a.dy, channel, a.cp, coefs);
-        begin_finish(a.finish, channel, a.cp, s);
-        const uint64_t first = uint64_t(blockIdx.x) * BLOCK_ROWS;
-        const uint32_t count = block_rows(blockIdx.x, BLOCK_ROWS, a.rows);
-        for (uint32_t r = threadIdx.y; r < count; r += blockDim.y) {
-            float g[8];
-            read8<T>(a.dy, coefs, first + r, channel, a.cp, g);
-            finish8<T>(a.finish, s, first + r, channel, a.cp, g);
-        }
-    }
-    store_sums(a.finish, s, inside, channel, a.cp, blockIdx.x);
+    pass_on<T, false>(a.dy, a.finish, a.rows, a.cp, 1);
 }
 
 extern "C" __global__ void __launch_bounds__(256) copy_backward_f32(CopyArgs a) { copy_backward<float>(a); }

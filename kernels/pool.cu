@@ -66,27 +66,9 @@ struct PoolBackward {
 };
 static_assert(sizeof(PoolBackward) == 144, "the launcher passes 144 bytes");
 
-// Launch: see rows.cuh; gridDim.x = ceil(rows / 128).
+// Launch: see pass_on.
 template <class T> __device__ __forceinline__ void pool_backward(const PoolBackward& a) {
-    const uint32_t channel = tile_channel();
-    const bool inside = channel < a.cp;
-    Finisher s;
-    if (inside) {
-        Coefs8 coefs;
-        load_coefs(a.dy, channel, a.cp, coefs);
-        begin_finish(a.finish, channel, a.cp, s);
-        const uint64_t first = uint64_t(blockIdx.x) * BLOCK_ROWS;
-        const uint32_t count = block_rows(blockIdx.x, BLOCK_ROWS, a.rows);
-        const float share = __fdiv_rn(1.0f, float(a.pixels));
-        for (uint32_t r = threadIdx.y; r < count; r += blockDim.y) {
-            float g[8];
-            read8<T>(a.dy, coefs, (first + r) / a.pixels, channel, a.cp, g);
-#pragma unroll
-            for (int i = 0; i < 8; ++i) g[i] *= share;
-            finish8<T>(a.finish, s, first + r, channel, a.cp, g);
-        }
-    }
-    store_sums(a.finish, s, inside, channel, a.cp, blockIdx.x);
+    pass_on<T, true>(a.dy, a.finish, a.rows, a.cp, a.pixels);
 }
 
 extern "C" __global__ void __launch_bounds__(256) pool_backward_f32(PoolBackward a) { pool_backward<float>(a); }

@@ -53,3 +53,30 @@ __device__ __forceinline__ void store_sums(const Finish& f, const Finisher& s, b
         __syncthreads();
     }
 }
+
+// dx = or += dy, then the finish; pooled: dy has one row for every `pixels` rows of dx, which share it.
+// Launch: gridDim.x = ceil(rows / 128). All threads must call it.
+template <class T, bool POOLED>
+__device__ __forceinline__ void pass_on(const Operand& dy, const Finish& f, uint64_t rows, uint32_t cp, uint32_t pixels) {
+    const uint32_t channel = tile_channel();
+    const bool inside = channel < cp;
+    Finisher s;
+    if (inside) {
+        Coefs8 coefs;
+        load_coefs(dy, channel, cp, coefs);
+        begin_finish(f, channel, cp, s);
+        const uint64_t first = uint64_t(blockIdx.x) * BLOCK_ROWS;
+        const uint32_t count = block_rows(blockIdx.x, BLOCK_ROWS, rows);
+        const float share = POOLED ? __fdiv_rn(1.0f, float(pixels)) : 1.0f;
+        for (uint32_t r = threadIdx.y; r < count; r += blockDim.y) {
+            float g[8];
+            read8<T>(dy, coefs, POOLED ? (first + r) / pixels : first + r, channel, cp, g);
+            if (POOLED) {
+#pragma unroll
+                for (int i = 0; i < 8; ++i) g[i] *= share;
+            }
+            finish8<T>(f, s, first + r, channel, cp, g);
+        }
+    }
+    store_sums(f, s, inside, channel, cp, blockIdx.x);
+}

@@ -27,11 +27,13 @@ fn json_has_the_keys_of_the_cpu_and_more() {
     assert_eq!(got[..keys(&cpu).len()], keys(&cpu), "all keys of the CPU, in their order");
     assert!(more.iter().all(|key| got.contains(key) && !keys(&cpu).contains(key)), "{got:?}");
     for key in &each {
-        for prefix in ["", "dense_"] {
+        for prefix in ["", "dense_", "vendor_"] {
             assert!(all[format!("{prefix}{key}")].as_f64().is_some_and(|v| v >= 0.0), "{prefix}{key}");
         }
-        assert!(all[format!("vendor_{key}")].is_null() && got.contains(&format!("vendor_{key}").as_str()));
     }
+    assert_eq!((&all["vendor_products"], &all["vendor_missing"]), (&vec![30, 30].into(), &Value::Null));
+    assert!(all["vendor_backend"].as_str().unwrap().ends_with("host loops"));
+    assert!(all["sparse_over_vendor"]["median"].as_f64().unwrap() > 0.0 && all["vendor_bytes"]["total"].is_u64());
     assert_eq!(
         (&all["device"], &all["precision"], &all["pattern"]),
         (&"emulated".into(), &"tf32".into(), &"block:16x16".into())
@@ -39,7 +41,11 @@ fn json_has_the_keys_of_the_cpu_and_more() {
     assert_eq!((&all["threads"], &all["loss_scale"], &all["checked"]), (&Value::Null, &"1".into(), &true.into()));
     assert!(all["backend"].as_str().unwrap().starts_with("emulated gpu"));
     assert!(all["sparse_over_dense"]["median"].as_f64().unwrap() > 0.0 && all["dense_peak_rss_bytes"].is_null());
-    assert_eq!(all["vendor_step_ms_median"], Value::Null);
+    let alone = json(&format!("{TINY} --device emulated --no-dense --no-check --json"));
+    assert_eq!(keys(&alone), got);
+    for key in ["vendor_step_ms_median", "vendor_launches", "vendor_products", "vendor_missing", "dense_launches"] {
+        assert_eq!(alone[key], Value::Null, "{key}");
+    }
 
     let (code, text, _) = program(&format!("{TINY} --device emulated --no-dense --no-check --loss-scale 128"));
     assert_eq!(code, 0);
@@ -83,14 +89,18 @@ fn kernels_beside_what_memory_can_do() {
         (&"emulated".into(), &"fp16".into(), &Value::Null)
     );
     let peaks = &all["peaks"];
-    assert!(number(&peaks["copy_gb_s"]) > 0.0 && number(&peaks["fill_gb_s"]) > 0.0 && peaks["tensor_gflops"].is_null());
+    assert!(
+        number(&peaks["copy_gb_s"]) > 0.0 && number(&peaks["fill_gb_s"]) > 0.0 && number(&peaks["mma_gflops"]) > 0.0
+    );
     let results = all["results"].as_array().unwrap();
     assert_eq!(results.len(), 3);
     let cpu = json("bench kernels --shape 32,5,5,32,3,1 --op conv_fwd --batch 2 --time 1 --threads 1 --json");
     for r in results {
         let (got, on_cpu) = (keys(r), keys(&cpu["results"][0]));
         assert_eq!(got[..on_cpu.len()], on_cpu, "all keys of the CPU, in their order");
-        assert_eq!((&r["block"], &r["vendor_ms_median"]), (&"16x16".into(), &Value::Null));
+        assert_eq!((&r["block"], &r["vendor_missing"]), (&"16x16".into(), &Value::Null));
+        assert!(number(&r["vendor_ms_median"]) > 0.0 && number(&r["sparse_over_vendor"]) > 0.0);
+        assert!(number(&r["percent_of_mma_peak"]) > 0.0);
         assert!(number(&r["percent_of_copy_peak"]) > 0.0 && number(&r["launches"]) >= 1.0 && r["plan"].is_object());
     }
     let (x, y, nnz) = (2 * 32 * 25, 2 * 32 * 25, 32 * 32 * 9 / 4);

@@ -2,6 +2,7 @@
 
 use sparse_engine::Result;
 use sparse_engine::backend::gpu::emu::{Emulated, Order};
+use sparse_engine::backend::gpu::vendor::Vendor;
 use sparse_engine::backend::gpu::{Arg, Driver, Launch};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,7 +24,7 @@ pub struct Faulty {
 
 impl Faulty {
     pub fn open(skip: Skip) -> Result<Self> {
-        Ok(Faulty { inner: Emulated::new(Order::Descending)?, skip, recording: AtomicBool::new(false) })
+        Ok(Faulty { inner: Emulated::new(Order::Descending)?.with_vendor(), skip, recording: AtomicBool::new(false) })
     }
 }
 
@@ -42,6 +43,9 @@ impl Driver for Faulty {
     }
     fn max_shared_bytes(&self) -> u32 {
         self.inner.max_shared_bytes()
+    }
+    fn vendor(&self) -> Option<&dyn Vendor> {
+        self.inner.vendor()
     }
     fn alloc(&self, bytes: usize) -> Result<Self::Buf> {
         self.inner.alloc(bytes)

@@ -10,10 +10,10 @@ use faulty::{Faulty, Skip};
 use sparse_engine::Result;
 use sparse_engine::backend::Spec;
 use sparse_engine::backend::gpu::emu::{Emulated, Order};
-use sparse_engine::backend::gpu::{GpuBackend, LossScale, Precision};
+use sparse_engine::backend::gpu::{GpuBackend, GpuPlan, LossScale, Precision};
 use sparse_engine::bench::gpu::step::{self, GpuConfig, Twins};
 use sparse_engine::bench::kernels::{self, Case, GpuCase, Op};
-use sparse_engine::bench::step::{Config, Report};
+use sparse_engine::bench::step::{Config, Make, Report};
 use sparse_engine::shape::{BlockShape, ConvGeom};
 use sparse_engine::sparsity::{Density, Method, Pattern};
 use std::time::Duration;
@@ -66,6 +66,40 @@ fn steps_are_checked_captured_and_timed() {
             assert!(names.contains(&"conv_backward") && names.contains(&"sgd"), "{names:?}");
         }
     }
+}
+
+/// The dense network through host loops, on a device that leaves out the kernels whose names begin with `skip`.
+fn vendor(spec: Spec, precision: Precision, skip: Skip) -> Result<GpuBackend<Faulty>> {
+    let device = Faulty::open(skip)?;
+    let plan = GpuPlan::through_vendor(&device, &spec, precision)?;
+    GpuBackend::new(device, spec, precision, Some(&plan))
+}
+
+#[test]
+fn the_vendor_is_measured_beside_or_said_to_be_missing() {
+    let config = Config { steps: 4, ..small() };
+    let (precision, gpu) = (Precision::F16, GpuConfig::new(LossScale::Static(1.0)));
+    let make = |spec: Spec| GpuBackend::new(Faulty::open(Skip::Never)?, spec, precision, None);
+    let run = |vendor: Make<GpuBackend<Faulty>>| {
+        let report = step::run(&config, gpu, &make, &Twins { dense: None, vendor: Some(vendor) }).unwrap();
+        assert!(report.sparse.step_ms.min > 0.0);
+        report.gpu.unwrap().vendor.unwrap()
+    };
+    let report = run(&|spec| vendor(spec, precision, Skip::Never)).unwrap();
+    let figures = &report.figures;
+    assert!(report.backend.ends_with("host loops") && report.ratio.unwrap().min > 0.0, "{}", report.backend);
+    // Seven convolutions, two shortcuts and the linear layer.
+    assert_eq!(report.products, [30, 30]);
+    assert!(figures.verified.is_some() && figures.step_ms.min > 0.0 && figures.gpu.as_ref().unwrap().launches > 30);
+    // One that makes nothing right has no time; nor has one that is not there. The rest has.
+    let wrong = run(&|spec| vendor(spec, precision, Skip::Always("conv_gather_grads"))).unwrap_err();
+    assert!(wrong.contains("vendor's dense network's result is wrong"), "{wrong}");
+    let none = run(&|spec| {
+        let plan = GpuPlan::through_vendor(&Emulated::new(Order::Ascending)?, &spec, precision)?;
+        GpuBackend::new(Faulty::open(Skip::Never)?, spec, precision, Some(&plan))
+    });
+    let none = none.unwrap_err();
+    assert!(none.starts_with("no dense product through a vendor's library: emulated gpu"), "{none}");
 }
 
 #[test]
@@ -140,7 +174,13 @@ fn kernels_are_checked_captured_and_timed() {
             let rotated_bytes = 2 * 3 * planes as usize * element + element;
             let gpu = GpuCase { precision, rotated_bytes, checked_numbers: 2 * planes as usize };
             let make = |spec: Spec| GpuBackend::new(Emulated::new(Order::Descending)?, spec, precision, None);
-            let report = kernels::run_on_gpu(&case, gpu, &make).unwrap_or_else(|e| panic!("{name} {geom:?}: {e}"));
+            let vendor = |spec: Spec| {
+                let device = Emulated::new(Order::Descending)?.with_vendor();
+                let plan = GpuPlan::through_vendor(&device, &spec, precision)?;
+                GpuBackend::new(device, spec, precision, Some(&plan))
+            };
+            let report = kernels::run_on_gpu(&case, gpu, &make, Some(&vendor));
+            let report = report.unwrap_or_else(|e| panic!("{name} {geom:?}: {e}"));
             assert!(report.ms.min > 0.0 && report.bytes > 0 && report.verified.values > 10, "{name}: {report:?}");
             assert_eq!(report.dense_ms.is_some(), op != Op::Bn);
             let own = report.gpu.unwrap();
@@ -152,7 +192,8 @@ fn kernels_are_checked_captured_and_timed() {
                 assert_eq!(report.block.is_some(), wanted, "{name} {geom:?}");
                 assert!((2..=3).contains(&own.copies) && own.checked_batch == 2, "{name}: {own:?}");
             }
-            assert!((1..20).contains(&own.launches) && own.vendor_ms.is_none(), "{name}: {own:?}");
+            assert!((1..20).contains(&own.launches) && own.vendor_missing.is_none(), "{name}: {own:?}");
+            assert_eq!(own.vendor_ms.is_some(), conv, "{name}: {own:?}");
         }
     }
 }
@@ -168,8 +209,20 @@ fn a_kernel_with_a_fault_has_no_time() {
     ] {
         let make = |spec: Spec| GpuBackend::new(Faulty::open(Skip::Always(skip))?, spec, Precision::F16, None);
         let gpu = GpuCase::new(Precision::F16, 0);
-        let error = kernels::run_on_gpu(&case(op, GEOM, Pattern::Unstructured), gpu, &make).err();
+        let error = kernels::run_on_gpu(&case(op, GEOM, Pattern::Unstructured), gpu, &make, None).err();
         let error = error.unwrap_or_else(|| panic!("{op:?} without {skip} has a time"));
         assert!(error.exit_code() == 1 && error.to_string().contains("no time is given"), "{op:?}: {error}");
     }
+}
+
+#[test]
+fn a_vendor_with_a_fault_leaves_the_rest_its_time() {
+    let make = |spec: Spec| GpuBackend::new(Faulty::open(Skip::Never)?, spec, Precision::F16, None);
+    let faulty = |spec| vendor(spec, Precision::F16, Skip::Always("conv_gather_grads"));
+    let gpu = GpuCase::new(Precision::F16, 0);
+    let case = case(Op::ConvWgrad, GEOM, Pattern::Unstructured);
+    let report = kernels::run_on_gpu(&case, gpu, &make, Some(&faulty)).unwrap();
+    let own = report.gpu.unwrap();
+    let why = own.vendor_missing.unwrap();
+    assert!(report.ms.min > 0.0 && own.vendor_ms.is_none() && why.contains("conv_wgrad is wrong"), "{why}");
 }

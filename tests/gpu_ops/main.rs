@@ -34,6 +34,7 @@ mod held;
 mod loss;
 mod norm;
 mod operand;
+mod peak;
 mod pool;
 mod rows;
 mod sgd;

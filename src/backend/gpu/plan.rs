@@ -1,9 +1,12 @@
 //! How each convolution runs on a GPU. The default is a pure function of geometry, batch size and precision; what a run uses
 //! stands in its plan file, so that the same bytes come again on the same device model.
 
+use super::driver::Driver;
 use super::ops::conv::ConvPlan;
 use super::ops::operand::Precision;
+use super::vendor::{Pass, Product};
 use crate::backend::Spec;
+use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 
 /// Version of the format.
@@ -49,18 +52,53 @@ impl GpuPlan {
         GpuPlan { version: GPU_PLAN_VERSION, device: device.into(), precision, layers: layers.collect() }
     }
 
-    /// The same with every layer sent to a vendor's library, in all three passes: the dense twin of benches.
+    /// The same with every layer sent to a vendor's library, in all three passes.
     pub fn vendor(&self) -> Self {
         let mut twin = self.clone();
         twin.layers.iter_mut().for_each(|l| l.plan = l.plan.vendor());
         twin
     }
 
+    /// For a dense network: what `driver`'s vendor has a way for goes to its libraries, the rest to our kernels by rule. The
+    /// rival in benches.
+    ///
+    /// # Errors
+    /// One line: no vendor, or a vendor that takes none of the products, and why.
+    pub fn through_vendor<D: Driver>(driver: &D, spec: &Spec, precision: Precision) -> Result<Self> {
+        let none = |why: String| Error::Failed(format!("no dense product through a vendor's library: {why}"));
+        let vendor = driver.vendor().ok_or_else(|| none(format!("{} has none", driver.describe())))?;
+        let mut refused = None;
+        let plans = spec.convs.iter().map(|conv| {
+            let rule = ConvPlan::new(&conv.geom, spec.batch as u32, precision, false);
+            Pass::ALL.into_iter().fold(rule, |plan, pass| {
+                let product = Product { pass, geom: conv.geom, images: spec.batch as u32, precision };
+                match vendor.prepare(&product) {
+                    Ok(_) => plan.with_vendor(pass),
+                    Err(why) => {
+                        refused.get_or_insert(why);
+                        plan
+                    }
+                }
+            })
+        });
+        let plan = GpuPlan::of(precision, spec, plans, &driver.describe());
+        match (plan.vendor_products(), refused) {
+            (0, Some(why)) => Err(none(why.to_string())),
+            _ => Ok(plan),
+        }
+    }
+
+    /// Products, three a layer, that a vendor's library makes.
+    pub fn vendor_products(&self) -> usize {
+        let of = |layer: &GpuLayer| Pass::ALL.into_iter().filter(|&pass| layer.plan.by_vendor(pass)).count();
+        self.layers.iter().map(of).sum()
+    }
+
     /// Whether it is for this network: the first difference, else.
     ///
     /// # Errors
     /// One line that names the layer, what the plan has and what the network has.
-    pub fn check_spec(&self, spec: &Spec) -> Result<(), String> {
+    pub fn check_spec(&self, spec: &Spec) -> std::result::Result<(), String> {
         let wanted = GpuPlan::of(self.precision, spec, self.layers.iter().map(|l| l.plan), &self.device);
         if self.layers.len() != spec.convs.len() {
             return Err(format!("a plan of {} layers for a network of {}", self.layers.len(), spec.convs.len()));

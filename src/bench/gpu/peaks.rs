@@ -1,8 +1,8 @@
-//! What a GPU's memory can do at most, measured with kernels that do nothing else.
+//! What a GPU's memory and multipliers can do at most, measured with kernels that do nothing else.
 
 use crate::backend::gpu::Driver;
-use crate::backend::gpu::ops::copy;
-use crate::backend::gpu::ops::operand::{Element, Finish, Operand};
+use crate::backend::gpu::ops::operand::{Element, Finish, Operand, Precision};
+use crate::backend::gpu::ops::{copy, peak};
 use crate::error::{Error, Result};
 use serde::Serialize;
 use std::time::{Duration, Instant};
@@ -13,6 +13,17 @@ const ROUNDS: usize = 5;
 const WINDOW: Duration = Duration::from_millis(20);
 /// Channels of the rows that are copied.
 const CHANNELS: u32 = 64;
+
+/// How much is moved and multiplied.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Bytes of each of two buffers.
+    pub bytes: usize,
+    /// Blocks that multiply on each multiprocessor; 8 are as many as one holds.
+    pub blocks_an_sm: u32,
+    /// Rounds of multiplies in a call.
+    pub rounds: u32,
+}
 
 /// Limits of the device.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -29,16 +40,17 @@ pub struct GpuPeaks {
     pub copy_gb_s: f64,
     /// Setting device memory, 10^9 bytes a second.
     pub fill_gb_s: f64,
-    /// Tensor cores, 10^9 FLOP a second; not measured.
-    pub tensor_gflops: Option<f64>,
+    /// Multiplies in registers, 10^9 FLOP a second: of tensor cores by the instruction that the convolutions use; for fp32
+    /// multiply-adds without them.
+    pub mma_gflops: f64,
 }
 
-/// Measures `driver` with two buffers of about `bytes` bytes.
+/// Measures `driver`, with multiplies of `precision`.
 ///
 /// # Errors
-/// No memory, a device that fails, or a copy that is wrong.
-pub fn measure<D: Driver>(driver: &D, bytes: usize) -> Result<GpuPeaks> {
-    let rows = (bytes / (4 * CHANNELS as usize)).max(1);
+/// No memory, a device that fails, or a copy or a product that is wrong.
+pub fn measure<D: Driver>(driver: &D, precision: Precision, sizes: Sizes) -> Result<GpuPeaks> {
+    let rows = (sizes.bytes / (4 * CHANNELS as usize)).max(1);
     let bytes = rows * 4 * CHANNELS as usize;
     let (mut from, mut to) = (driver.alloc(bytes)?, driver.alloc(bytes)?);
     driver.fill(&mut from, 0x3f)?;
@@ -62,8 +74,28 @@ pub fn measure<D: Driver>(driver: &D, bytes: usize) -> Result<GpuPeaks> {
         bytes,
         copy_gb_s: 2e-9 * bytes as f64 / copied,
         fill_gb_s: 1e-9 * bytes as f64 / filled,
-        tensor_gflops: None,
+        mma_gflops: 1e-9 * multiply(driver, precision, sizes)?,
     })
+}
+
+/// FLOPs a second of multiplies in registers.
+fn multiply<D: Driver>(driver: &D, precision: Precision, sizes: Sizes) -> Result<f64> {
+    let (blocks, rounds) = (driver.sm_count() * sizes.blocks_an_sm, sizes.rounds);
+    let threads = (blocks * peak::THREADS) as usize;
+    let mut out = driver.alloc(4 * threads)?;
+    driver.fill(&mut out, 0xff)?;
+    let at = driver.address(&out);
+    // SAFETY: the buffer lives to the end of this function, which waits, and has one f32 a thread.
+    let seconds = fastest(driver, || unsafe { peak::peak(driver, precision, at, blocks, rounds) })?;
+    let mut got = vec![0f32; threads];
+    driver.download(&out, bytemuck::cast_slice_mut(&mut got))?;
+    let wanted = (32 * rounds * peak::products(precision)) as f32; // exact: below 2^24
+    if let Some(wrong) = got.into_iter().find(|&v| v != wanted) {
+        return Err(Error::Failed(format!(
+            "bench kernels: products of ones on the device add up to {wrong}, wanted {wanted}"
+        )));
+    }
+    Ok((u64::from(blocks) * u64::from(rounds) * peak::flops(precision)) as f64 / seconds)
 }
 
 /// Seconds of a call, the fastest of several looks of many calls.

@@ -7,11 +7,13 @@
 
 use super::runner::Runner;
 use crate::backend::Backend;
+use crate::backend::gpu::vendor::Pass;
 use crate::backend::gpu::{Driver, GpuBackend, LossScale};
 use crate::bench::memory::{self, Memory};
 use crate::bench::stats::Spread;
 use crate::bench::step::{BLOCK, Config, Figures, Make, Network, Report};
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::graph::OnGpu;
 use crate::sparsity::{Density, Method};
 
 /// What a GPU is told beside [`Config`].
@@ -39,8 +41,21 @@ pub struct GpuReport {
     pub samples: usize,
     /// Images of the step that was checked in f64: fewer than the batch where that would take too long.
     pub checked_batch: Option<usize>,
-    /// The dense network through the vendor's libraries.
-    pub vendor: Option<Figures>,
+    /// The dense network through the vendor's libraries, or why there is no such thing; `None`: not asked for.
+    pub vendor: Option<std::result::Result<VendorReport, String>>,
+}
+
+/// The dense network through the vendor's libraries.
+#[derive(Clone, Debug)]
+pub struct VendorReport {
+    /// Device, precision, libraries.
+    pub backend: String,
+    /// Products that the libraries make, of all, three a layer; our kernels make the rest.
+    pub products: [usize; 2],
+    /// Its figures.
+    pub figures: Figures,
+    /// Sparse step / this step, over pairs of neighbouring blocks.
+    pub ratio: Option<Spread>,
 }
 
 /// What a GPU has beside the figures of any device.
@@ -64,7 +79,8 @@ pub struct GpuFigures {
 pub struct Twins<'a, D: Driver> {
     /// The dense network with this engine's kernels.
     pub dense: Option<Make<'a, GpuBackend<D>>>,
-    /// The dense network through cuBLAS and cuDNN: a backend whose plan says so.
+    /// The dense network through cuBLASLt and cuDNN: [`GpuPlan::through_vendor`](crate::backend::gpu::GpuPlan::through_vendor).
+    /// If it fails or is wrong, that is reported, and the others are measured all the same.
     pub vendor: Option<Make<'a, GpuBackend<D>>>,
 }
 
@@ -81,39 +97,52 @@ pub fn run<D: Driver>(config: &Config, gpu: GpuConfig, make: Make<GpuBackend<D>>
     let memory =
         start.zip(memory::peak()).map(|(start_rss_bytes, peak_rss_bytes)| Memory { start_rss_bytes, peak_rss_bytes });
     sparse.prepare(&network)?;
-    let twin = |name, make: Option<Make<GpuBackend<D>>>| {
-        let runner = make.map(|make| {
-            let dense = Network::new(config, Method::Dense, Density::ONE)?;
-            let mut runner = Runner::new(name, &dense, config, gpu, make)?;
-            runner.warm_up()?;
-            runner.prepare(&dense)?;
-            Ok::<_, Error>(runner)
-        });
-        runner.transpose()
+    let twin = |name, make: Make<GpuBackend<D>>| -> Result<Runner<D>> {
+        let dense = Network::new(config, Method::Dense, Density::ONE)?;
+        let mut runner = Runner::new(name, &dense, config, gpu, make)?;
+        runner.warm_up()?;
+        runner.prepare(&dense)?;
+        Ok(runner)
     };
-    let mut others = [twin("dense", twins.dense)?, twin("vendor's dense", twins.vendor)?];
+    let mut dense = twins.dense.map(|make| twin("dense", make)).transpose()?;
+    let mut vendor = twins.vendor.map(|make| twin("vendor's dense", make).map_err(|e| e.to_string()));
     let samples = config.steps.div_ceil(sparse.data.steps);
-    let (mut left, mut ratios) = (samples, vec![]);
+    let (mut left, mut ratios, mut vendor_ratios) = (samples, vec![], vec![]);
     while left > 0 {
         let samples = left.min(BLOCK);
         let ours = sparse.block(samples)?;
-        let theirs: Vec<Option<f64>> =
-            others.iter_mut().map(|r| r.as_mut().map(|r| r.block(samples)).transpose()).collect::<Result<_>>()?;
-        ratios.extend(theirs[0].map(|dense| ours / dense));
+        let mut others = [(dense.as_mut(), &mut ratios), (vendor.iter_mut().flatten().next(), &mut vendor_ratios)];
+        for (runner, ratios) in &mut others {
+            if let Some(runner) = runner {
+                ratios.push(ours / runner.block(samples)?);
+            }
+        }
         sparse.launched_block(samples)?;
-        others.iter_mut().flatten().try_for_each(|r| r.launched_block(samples))?;
+        others.into_iter().filter_map(|(runner, _)| runner).try_for_each(|runner| runner.launched_block(samples))?;
         left -= samples;
     }
-    let [dense, vendor] = others.map(|r| r.map(|r| r.figures(None)).transpose());
-    let report =
-        GpuReport { steps_a_graph: sparse.data.steps, samples, checked_batch: sparse.checked_batch, vendor: vendor? };
+    let vendor = match vendor {
+        None => None,
+        Some(Err(why)) => Some(Err(why)),
+        Some(Ok(runner)) => {
+            let (backend, plan) = (runner.net.backend().describe(), runner.net.backend().gpu().plan().clone());
+            let products = [plan.vendor_products(), Pass::ALL.len() * plan.layers.len()];
+            Some(Ok(VendorReport {
+                backend,
+                products,
+                figures: runner.figures(None)?,
+                ratio: Spread::of(&vendor_ratios),
+            }))
+        }
+    };
+    let report = GpuReport { steps_a_graph: sparse.data.steps, samples, checked_batch: sparse.checked_batch, vendor };
     Ok(Report {
         backend: sparse.net.backend().describe(),
         maskable: network.masks.iter().map(|m| m.size() as u64).sum(),
         nnz: network.masks.iter().map(|m| m.nnz() as u64).sum(),
         macs_dense: network.graph.macs().iter().sum(),
         sparse: sparse.figures(memory)?,
-        dense: dense?,
+        dense: dense.map(|runner| runner.figures(None)).transpose()?,
         ratio: Spread::of(&ratios),
         gpu: Some(report),
     })

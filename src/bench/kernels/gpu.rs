@@ -7,8 +7,9 @@ use crate::backend::Spec;
 use crate::backend::gpu::ops::conv::ConvPlan;
 use crate::backend::gpu::{Driver, GpuBackend, Precision, StepState};
 use crate::bench::stats::Spread;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::graph::OnGpu;
+use crate::sparsity::Density;
 use std::time::Instant;
 
 /// Copies at most: beyond that a layer is so small that a network finds it in a cache too.
@@ -47,30 +48,44 @@ pub struct GpuReport {
     pub copies: usize,
     /// Images that were checked.
     pub checked_batch: usize,
-    /// The vendor's library on the dense layer.
+    /// The dense layer through the vendor's libraries.
     pub vendor_ms: Option<Spread>,
+    /// Why there is no such time, where it was asked for.
+    pub vendor_missing: Option<String>,
 }
 
-/// Measures `case` on the GPU of the backends that `make` builds. The data gradient is timed by itself.
+/// Builds a layer's backend on a GPU.
+pub type Make<'a, D> = &'a dyn Fn(Spec) -> Result<GpuBackend<D>>;
+
+/// Measures `case` on the GPU of the backends that `make` builds. The data gradient is timed by itself. `vendor` builds the
+/// dense layer through the vendor's libraries: if that fails or is wrong, the report says so and has the rest all the same.
 ///
 /// # Errors
 /// A layer the device does not take or has no memory for; a wrong result, in which case there is no time.
-pub fn run<D: Driver>(case: &Case, gpu: GpuCase, make: &dyn Fn(Spec) -> Result<GpuBackend<D>>) -> Result<Report> {
+pub fn run<D: Driver>(case: &Case, gpu: GpuCase, make: Make<D>, vendor: Option<Make<D>>) -> Result<Report> {
     let element = gpu.precision.element().bytes();
     let copies = Copies { numbers: gpu.rotated_bytes / element, most: COPIES, checked: Some(gpu.checked_numbers) };
     // The update also reads where a weight's two copies lie, and writes them.
     let widths = Widths { tensor: element, weight: element + 4, gradient: 8, update: 20 + 8 + 2 * element };
-    // Which kernel runs does not depend on the density: none has to be forced.
-    let build = |density, _| {
+    let build = |density, make| {
         let mut layer = Layer::new(case, density, copies, make)?;
         let verified = layer.verify()?;
         let (nnz, block) = (layer.nnz, layer.block);
         let replayed = Replayed::new(layer)?;
         let gpu = Some(replayed.report());
-        Ok(Built { nnz, block, verified, gpu, timed: Box::new(replayed) })
+        Ok::<Built, Error>(Built { nnz, block, verified, gpu, timed: Box::new(replayed) })
     };
-    // A column for the vendor's library: a backend whose plan names it, timed in turn with the others, comes here.
-    measure(case, widths, &build)
+    let convolves = !matches!(case.op, Op::Bn | Op::Sgd);
+    let (rival, missing) = match vendor.filter(|_| convolves).map(|vendor| build(Density::ONE, vendor)).transpose() {
+        Ok(rival) => (rival, None),
+        Err(why) => (None, Some(why.to_string())),
+    };
+    // Which kernel runs does not depend on the density: none has to be forced.
+    let mut report = measure(case, widths, &|density, _| build(density, make), rival)?;
+    if let Some(gpu) = &mut report.gpu {
+        gpu.vendor_missing = missing;
+    }
+    Ok(report)
 }
 
 /// A layer whose calls were captured.
@@ -113,6 +128,7 @@ impl<D: Driver> Replayed<D> {
             copies: self.layer.copies,
             checked_batch: self.layer.checked_batch(),
             vendor_ms: None,
+            vendor_missing: None,
         }
     }
 }

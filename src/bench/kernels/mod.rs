@@ -140,26 +140,31 @@ pub fn run<B: Backend>(
         let verified = layer.verify()?;
         Ok(Built { nnz: layer.nnz, block: layer.block, verified, gpu: None, timed: Box::new(layer) })
     };
-    measure(case, Widths::CPU, &build)
+    measure(case, Widths::CPU, &build, None)
 }
 
-fn measure(case: &Case, widths: Widths, build: Build) -> Result<Report> {
+/// `vendor`: the dense layer through a vendor's library, timed in turn with the others where there is one.
+fn measure<'a>(case: &Case, widths: Widths, build: Build<'a>, vendor: Option<Built<'a>>) -> Result<Report> {
     let mut sparse = build(case.density, false)?;
     let weights = !matches!(case.op, Op::Bn);
     let mut dense = weights.then(|| build(Density::ONE, false)).transpose()?;
-    let (ms, dense_ms) = pair(&mut sparse, dense.as_mut(), case.time)?;
+    let mut vendor = vendor.filter(|_| weights); // after the dense one, which there is then
+    let ms = in_turn([Some(&mut sparse), dense.as_mut(), vendor.as_mut()], case.time)?;
     let mut report = Report {
         nnz: sparse.nnz as u64,
         block: sparse.block,
-        ms,
-        dense_ms,
+        ms: ms[0],
+        dense_ms: ms.get(1).copied(),
         flops: case.flops(sparse.nnz),
         bytes: case.bytes(sparse.nnz, widths),
         crossover: None,
         verified: sparse.verified,
         gpu: sparse.gpu.take(),
     };
-    drop(sparse);
+    if let Some(gpu) = &mut report.gpu {
+        gpu.vendor_ms = ms.get(2).copied();
+    }
+    drop((sparse, vendor));
     if let (Some(dense), true) = (&mut dense, case.crossover && !matches!(case.op, Op::Bn | Op::Sgd)) {
         // Up to `low` sparse is faster, or keeps no weight at all; from `high` on dense is not slower.
         let [k, c, r, s] = [case.geom.k, case.geom.c, case.geom.r, case.geom.s].map(|v| v as usize);
@@ -168,8 +173,8 @@ fn measure(case: &Case, widths: Widths, build: Build) -> Result<Report> {
             let middle = (low + high) / 2;
             let density = Density::from_density(middle as f64 / GRID as f64)?;
             let mut layer = build(density, true)?;
-            let (a, b) = pair(&mut layer, Some(&mut *dense), case.time / 3)?;
-            if b.is_some_and(|b| b.median <= a.median) { high = middle } else { low = middle }
+            let ms = in_turn([Some(&mut layer), Some(&mut *dense), None], case.time / 3)?;
+            if ms[1].median <= ms[0].median { high = middle } else { low = middle }
         }
         report.crossover = Some(high as f64 / GRID as f64);
     }
@@ -271,9 +276,9 @@ fn output(g: &ConvGeom) -> Plane {
     Plane { c: g.k, h: g.p(), w: g.q() }
 }
 
-/// Times two operations in turn.
-fn pair<'a>(a: &mut Built<'a>, b: Option<&mut Built<'a>>, time: Duration) -> Result<(Spread, Option<Spread>)> {
-    let mut layers: Vec<_> = std::iter::once(a).chain(b).map(|built| &mut built.timed).collect();
+/// Times operations in turn.
+fn in_turn(sides: [Option<&mut Built>; 3], time: Duration) -> Result<Vec<Spread>> {
+    let mut layers: Vec<_> = sides.into_iter().flatten().map(|built| &mut built.timed).collect();
     let mut ms = vec![vec![]; layers.len()];
     for layer in &mut layers {
         let _warm_up = [layer.call()?, layer.call()?];
@@ -293,5 +298,5 @@ fn pair<'a>(a: &mut Built<'a>, b: Option<&mut Built<'a>>, time: Duration) -> Res
         }
     }
     let of = |ms: &Vec<f64>| Spread::of(ms).ok_or_else(|| Error::Failed("bench kernels: nothing was timed".into()));
-    Ok((of(&ms[0])?, ms.get(1).map(of).transpose()?))
+    ms.iter().map(of).collect()
 }

@@ -5,7 +5,7 @@ use crate::backend::Spec;
 use crate::backend::cpu::plan::{Kernel, LayerPlan, Plan, PlannedLayer};
 use crate::backend::cpu::{CpuBackend, Isa};
 use crate::backend::gpu::cuda::Cuda;
-use crate::backend::gpu::{self, Driver, GpuBackend, Precision};
+use crate::backend::gpu::{self, Driver, GpuBackend, GpuPlan, Precision};
 use crate::bench::gpu::peaks::{self as gpu_peaks, GpuPeaks};
 use crate::bench::kernels::{self, Case, GpuCase, Op, Report};
 use crate::bench::peaks::{self, Peaks};
@@ -94,18 +94,22 @@ enum On {
     Gpu { device: &'static str, precision: Precision, peaks: GpuPeaks },
 }
 
-/// Bytes that the copies of an operation's tensors hold together, and those of the buffers whose copying is the peak.
+/// Bytes that the copies of an operation's tensors hold together, and what the peaks are measured with.
 struct Sizes {
     rotated: usize,
-    peaks: usize,
+    peaks: gpu_peaks::Sizes,
 }
 
 impl Sizes {
     /// Twice the 50 MB of the largest cache, an H100's.
-    const CUDA: Sizes = Sizes { rotated: 2 * 50_000_000, peaks: 512 << 20 };
+    const CUDA: Sizes = Sizes {
+        rotated: 2 * 50_000_000,
+        peaks: gpu_peaks::Sizes { bytes: 512 << 20, blocks_an_sm: 8, rounds: 1 << 14 },
+    };
     /// There is no cache whose size would matter.
     #[cfg(feature = "emu")]
-    const EMULATED: Sizes = Sizes { rotated: 1 << 16, peaks: 1 << 16 };
+    const EMULATED: Sizes =
+        Sizes { rotated: 1 << 16, peaks: gpu_peaks::Sizes { bytes: 1 << 16, blocks_an_sm: 1, rounds: 1 } };
 }
 
 pub(super) fn run(args: KernelsArgs) -> Result<()> {
@@ -138,7 +142,7 @@ pub(super) fn run(args: KernelsArgs) -> Result<()> {
         #[cfg(feature = "emu")]
         Device::Emulated => {
             use crate::backend::gpu::emu::{Emulated, Order};
-            let open = || Emulated::new(Order::Ascending);
+            let open = || Ok(Emulated::new(Order::Ascending)?.with_vendor());
             on_gpu(entries, &case, precision, Sizes::EMULATED, "emulated", &open)?
         }
     };
@@ -172,10 +176,16 @@ fn on_gpu<D: Driver>(
     device: &'static str,
     open: &dyn Fn() -> Result<D>,
 ) -> Result<(On, Vec<Row>)> {
-    let peaks = gpu_peaks::measure(&open()?, sizes.peaks)?;
+    let peaks = gpu_peaks::measure(&open()?, precision, sizes.peaks)?;
     let make = |spec: Spec| GpuBackend::new(open()?, spec, precision, None);
+    let vendor = |spec: Spec| {
+        let driver = open()?;
+        let plan = GpuPlan::through_vendor(&driver, &spec, precision)?;
+        GpuBackend::new(driver, spec, precision, Some(&plan))
+    };
     let measure = |entry| {
-        let report = kernels::run_on_gpu(&case(&entry), GpuCase::new(precision, sizes.rotated), &make)?;
+        let gpu = GpuCase::new(precision, sizes.rotated);
+        let report = kernels::run_on_gpu(&case(&entry), gpu, &make, Some(&vendor))?;
         Ok(Row { report, entry })
     };
     Ok((On::Gpu { device, precision, peaks }, entries.into_iter().map(measure).collect::<Result<_>>()?))
@@ -252,13 +262,15 @@ fn result(on: &On, Row { entry, report }: &Row) -> Value {
         "verified": report.verified,
     });
     if let (On::Gpu { peaks, .. }, Some(gpu)) = (on, &report.gpu) {
-        all["percent_of_tensor_peak"] = json!(peaks.tensor_gflops.map(|peak| 100.0 * gflops / peak));
+        all["percent_of_mma_peak"] = json!(100.0 * gflops / peaks.mma_gflops);
         all["percent_of_copy_peak"] = json!(100.0 * gb_s / peaks.copy_gb_s);
         all["launches"] = json!(gpu.launches);
         all["copies"] = json!(gpu.copies);
         all["checked_batch"] = json!(gpu.checked_batch);
         all["vendor_ms_median"] = json!(gpu.vendor_ms.map(|ms| ms.median));
         all["vendor_ms_min"] = json!(gpu.vendor_ms.map(|ms| ms.min));
+        all["sparse_over_vendor"] = json!(gpu.vendor_ms.map(|ms| report.ms.median / ms.median));
+        all["vendor_missing"] = json!(gpu.vendor_missing);
     }
     all
 }
@@ -282,9 +294,10 @@ fn head(on: &On) -> String {
             )
         }
         On::Gpu { precision, peaks, .. } => format!(
-            "{}, {precision}; sparse-engine {}\npeaks: memory: copy {} GB/s, fill {} GB/s\n",
+            "{}, {precision}; sparse-engine {}\npeaks: {} GFLOP/s in registers; memory: copy {} GB/s, fill {} GB/s\n",
             peaks.device,
             Engine::this(),
+            digits(peaks.mma_gflops),
             digits(peaks.copy_gb_s),
             digits(peaks.fill_gb_s),
         ),
@@ -292,10 +305,10 @@ fn head(on: &On) -> String {
 }
 
 fn table(args: &KernelsArgs, pattern: Pattern, on: &On, rows: &[Row]) -> String {
-    // Limits of arithmetic, where it was measured, and of memory.
+    // Limits of arithmetic and of memory.
     let (flop_peak, byte_peak, of_bytes) = match on {
-        On::Cpu { peaks, .. } => (Some(peaks.fma_gflops), peaks.read_gb_s, "of read"),
-        On::Gpu { peaks, .. } => (peaks.tensor_gflops, peaks.copy_gb_s, "of copy"),
+        On::Cpu { peaks, .. } => (peaks.fma_gflops, peaks.read_gb_s, "of read"),
+        On::Gpu { peaks, .. } => (peaks.mma_gflops, peaks.copy_gb_s, "of copy"),
     };
     let mut text = format!(
         "{}density {}{}; {}\n\n",
@@ -306,6 +319,10 @@ fn table(args: &KernelsArgs, pattern: Pattern, on: &On, rows: &[Row]) -> String 
     );
     let mut head =
         vec!["op", "layer", "batch", "ms", "min", "GFLOP/s", "of peak", "GB/s", of_bytes, "dense ms", "ratio"];
+    let vendor = matches!(on, On::Gpu { .. });
+    if vendor {
+        head.extend(["vendor ms", "ratio"]);
+    }
     if args.crossover {
         head.push("crossover");
     }
@@ -320,12 +337,17 @@ fn table(args: &KernelsArgs, pattern: Pattern, on: &On, rows: &[Row]) -> String 
             digits(report.ms.median),
             digits(report.ms.min),
             digits(gflops),
-            flop_peak.map_or_else(dash, |peak| percent(gflops / peak, 0)),
+            percent(gflops / flop_peak, 0),
             digits(gb_s),
             percent(gb_s / byte_peak, 0),
             dense.map_or_else(dash, digits),
             dense.map_or_else(dash, |d| digits(report.ms.median / d)),
         ];
+        if vendor {
+            let ms = report.gpu.as_ref().and_then(|gpu| gpu.vendor_ms).map(|ms| ms.median);
+            line.push(ms.map_or_else(dash, digits));
+            line.push(ms.map_or_else(dash, |ms| digits(report.ms.median / ms)));
+        }
         if args.crossover {
             line.push(report.crossover.map_or_else(dash, digits));
         }
@@ -333,6 +355,12 @@ fn table(args: &KernelsArgs, pattern: Pattern, on: &On, rows: &[Row]) -> String 
     }
     text += &aligned(&lines, |c| c == 0);
     text += "\nchecked in f64 before they were timed; ratio: sparse / dense\n";
+    if vendor {
+        text += "vendor: the dense layer through cuDNN or cuBLASLt, with what our kernels do around it\n";
+    }
+    if let Some(why) = rows.iter().find_map(|row| row.report.gpu.as_ref()?.vendor_missing.as_ref()) {
+        text += &format!("vendor's libraries, where there is no time: {why}\n");
+    }
     if matches!(on, On::Cpu { .. }) && rows.iter().any(|r| r.entry.op == Op::ConvDgrad) {
         text += "conv_dgrad is both gradients less the weight gradient: the backend computes them in one operation\n";
     }

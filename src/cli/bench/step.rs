@@ -79,7 +79,7 @@ pub(super) struct StepArgs {
     /// How each layer of the sparse network runs: a file that tune wrote [default: by rule]
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
-    /// Leave the dense network out
+    /// Leave the dense network out, also the one through the vendor's libraries that a GPU has beside it
     #[arg(long)]
     no_dense: bool,
     /// Leave the check out, which takes minutes for large networks: for more timings of what this program has checked before
@@ -120,7 +120,7 @@ pub(super) fn run(args: StepArgs) -> Result<()> {
         #[cfg(feature = "emu")]
         Device::Emulated => {
             use crate::backend::gpu::emu::{Emulated, Order};
-            on_gpu(&args, &config, on, "emulated", &|| Emulated::new(Order::Ascending))?
+            on_gpu(&args, &config, on, "emulated", &|| Ok(Emulated::new(Order::Ascending)?.with_vendor()))?
         }
     };
     crate::cli::print(&if args.json {
@@ -171,8 +171,13 @@ fn on_gpu<D: Driver>(
         }
         GpuBackend::new(open()?, spec, precision, plan.as_ref().map(|(_, plan)| plan))
     };
-    // The dense network through the vendor's libraries: a backend with a plan that names them, once there is one.
-    let twins = Twins { dense: (!args.no_dense).then_some(&dense as _), vendor: None };
+    let vendor = |spec: Spec| {
+        let driver = open()?;
+        let plan = GpuPlan::through_vendor(&driver, &spec, precision)?;
+        GpuBackend::new(driver, spec, precision, Some(&plan))
+    };
+    let beside = !args.no_dense;
+    let twins = Twins { dense: beside.then_some(&dense as _), vendor: beside.then_some(&vendor as _) };
     let report = gpu_step::run(config, GpuConfig::new(scale), &sparse, &twins)?;
     Ok((report, On { device: Some(device), threads: None, numbers: Some((precision, scale)) }))
 }
@@ -290,8 +295,14 @@ fn object(args: &StepArgs, config: &Config, on: &On, report: &Report) -> Value {
         all["samples"] = json!(gpu.samples);
         all["checked_batch"] = json!(gpu.checked_batch);
         networks.iter().for_each(|(prefix, figures)| launches(&mut all, prefix, *figures));
-        network(&mut all, "vendor_", config, gpu.vendor.as_ref(), report.macs_dense);
-        launches(&mut all, "vendor_", gpu.vendor.as_ref());
+        let vendor = gpu.vendor.as_ref().and_then(|vendor| vendor.as_ref().ok());
+        let figures = vendor.map(|vendor| &vendor.figures);
+        network(&mut all, "vendor_", config, figures, report.macs_dense);
+        launches(&mut all, "vendor_", figures);
+        all["vendor_backend"] = json!(vendor.map(|vendor| &vendor.backend));
+        all["vendor_products"] = json!(vendor.map(|vendor| vendor.products));
+        all["sparse_over_vendor"] = json!(vendor.map(|vendor| vendor.ratio));
+        all["vendor_missing"] = json!(gpu.vendor.as_ref().and_then(|vendor| vendor.as_ref().err()));
     }
     all
 }

@@ -2,7 +2,7 @@
 
 use super::step::{sparsity, width};
 use crate::backend::Bytes;
-use crate::bench::gpu::step::GpuReport;
+use crate::bench::gpu::step::{GpuReport, VendorReport};
 use crate::bench::step::{Config, Figures, Report};
 use crate::bench::{Phase, Spread, Verified};
 use crate::cli::format::{bytes, count, percent};
@@ -17,10 +17,29 @@ pub(super) fn text(config: &Config, plan: Option<&Path>, report: &Report) -> Str
         format!("\nsparse / dense, blocks in pairs: {median} (quartiles {q1} and {q3}, from {min} to {max})\n")
     });
     format!(
-        "{}\n{}\n{}{ratio}",
+        "{}\n{}\n{}{ratio}{}",
         head(config, plan, report),
         aligned(&times(report), |c| c == 0),
-        aligned(&rest(config, report), |c| c == 0)
+        aligned(&rest(config, report), |c| c == 0),
+        report.gpu.as_ref().and_then(|gpu| gpu.vendor.as_ref()).map(vendor).unwrap_or_default()
+    )
+}
+
+/// The dense network through the vendor's libraries.
+fn vendor(vendor: &std::result::Result<VendorReport, String>) -> String {
+    let VendorReport { backend, products: [made, all], figures, ratio } = match vendor {
+        Ok(report) => report,
+        Err(why) => return format!("\ndense through the vendor's libraries: not measured: {why}\n"),
+    };
+    let Spread { median, q1, q3, min, .. } = figures.step_ms;
+    let [median, q1, q3, min] = [median, q1, q3, min].map(digits);
+    let ratio = ratio.map_or(String::new(), |r| {
+        let [median, q1, q3] = [r.median, r.q1, r.q3].map(digits);
+        format!("; sparse / this, blocks in pairs: {median} (quartiles {q1} and {q3})")
+    });
+    format!(
+        "\ndense through {backend}, which makes {made} of {all} products: {median} ms a step (quartiles {q1} and {q3}, min \
+         {min}){ratio}\n"
     )
 }
 

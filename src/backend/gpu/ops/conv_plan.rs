@@ -127,8 +127,17 @@ impl ConvPlan {
 
     /// The same with all three passes by a vendor's library.
     pub fn vendor(self) -> Self {
-        let tile = |t: Tile| Tile { kind: Kind::Vendor, ..t };
-        ConvPlan { forward: tile(self.forward), data: tile(self.data), weight_by_vendor: true, ..self }
+        Pass::ALL.into_iter().fold(self, ConvPlan::with_vendor)
+    }
+
+    /// The same with this pass by a vendor's library.
+    pub(in super::super) fn with_vendor(mut self, pass: Pass) -> Self {
+        match pass {
+            Pass::Forward => self.forward.kind = Kind::Vendor,
+            Pass::Data => self.data.kind = Kind::Vendor,
+            Pass::Weight => self.weight_by_vendor = true,
+        }
+        self
     }
 
     /// Whether a vendor's library makes a pass.

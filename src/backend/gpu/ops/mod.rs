@@ -11,6 +11,7 @@ pub mod loss;
 pub mod maxpool;
 pub mod norm;
 pub mod operand;
+pub mod peak;
 pub mod pool;
 mod rows;
 pub mod sgd;
