@@ -16,5 +16,6 @@ struct StepState {
     uint64_t step;   // steps begun
     uint64_t first;  // steps begun before the one that has the first of the learning rates
     uint64_t batch;  // index in its epoch of the batch that is read; the end of a step adds 1
+    uint64_t held;   // steps that `hold` left out so far
 };
-static_assert(sizeof(StepState) == 64, "the host writes 64 bytes");
+static_assert(sizeof(StepState) == 72, "the host writes 72 bytes");

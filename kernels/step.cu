@@ -14,11 +14,13 @@ extern "C" __global__ void step_begin(StepState* state, const float* rates, uint
 }
 EXPORT_KERNEL(step_begin)
 
-// batch; and with growth > 0 loss_scale, unscale and good: a held step halves the scale (not below 1), `growth` good steps
+// batch and held; and with growth > 0 loss_scale, unscale and good: a held step halves the scale (not below 1), `growth` good steps
 // in a row double it (not above 2^24). After a broken step the scale stays.
 extern "C" __global__ void step_end(StepState* state, uint32_t growth) {
     state->batch += 1;
-    if (growth == 0 || state->broken) return;
+    if (state->broken) return;
+    state->held += state->hold != 0;
+    if (growth == 0) return;
     float scale = state->loss_scale;
     uint32_t good = state->hold ? 0 : state->good + 1;
     if (state->hold) scale = scale > 2.0f ? scale * 0.5f : 1.0f;

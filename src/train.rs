@@ -2,6 +2,8 @@
 //! watches through an [`Observer`].
 
 mod device;
+mod evaluation;
+mod on_device;
 mod plan;
 mod run;
 mod setup;
@@ -9,59 +11,24 @@ mod trainer;
 
 use crate::backend::cpu::plan::Plan;
 use crate::backend::cpu::{CpuBackend, Isa};
-use crate::backend::gpu::{self, Driver, GpuBackend, LossScale, Precision, cuda::Cuda};
+use crate::backend::gpu::{self, Driver, GpuBackend, GpuPlan, Precision, SizesOnly, cuda::Cuda};
 use crate::backend::{Backend, Spec};
-use crate::checkpoint::{Checkpoint, NetState, ParamState};
 use crate::config::Config;
-use crate::data::{self, ImageShape, Loader};
+use crate::data::ImageShape;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Net};
-use crate::report::{Score, Split, Summary};
+use crate::report::{Score, Summary};
 use crate::sparsity::Mask;
 use device::{DeviceFed, MOST_RESIDENT_BYTES};
 use plan::PlanFile;
 use run::{Prepared, Run, resumed};
 use setup::Setup;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
-use trainer::{HostFed, score};
+use trainer::HostFed;
 
-/// Which device a run uses.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Device {
-    /// A GPU if there is one that can be used, else the CPU.
-    #[default]
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// An NVIDIA GPU; an error (exit code 69) without one.
-    Cuda,
-    /// The GPU's kernels on the emulated device.
-    #[cfg(feature = "emu")]
-    Emulated,
-}
-
-impl Device {
-    /// The device itself, where [`Device::Auto`] leaves it open.
-    pub fn found(self) -> Self {
-        match self {
-            Device::Auto if gpu::probe().is_ok() => Device::Cuda,
-            Device::Auto => Device::Cpu,
-            known => known,
-        }
-    }
-}
-
-/// A device, and how exactly it computes.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct OnDevice {
-    /// Which.
-    pub device: Device,
-    /// Numbers on a GPU; `None`: fp16, or those of the run that is gone on with.
-    pub precision: Option<Precision>,
-    /// Factor of the loss's gradient on a GPU; `None`: what the precision needs.
-    pub loss_scale: Option<LossScale>,
-}
+pub use evaluation::{Evaluated, Evaluation};
+pub use on_device::{Device, OnDevice};
 
 /// What a run needs beside its configuration; none of it but the plan changes a result, and that in rounding only.
 #[derive(Clone, Debug)]
@@ -70,7 +37,7 @@ pub struct Options {
     pub out: PathBuf,
     /// The run directory whose `last.safetensors` is gone on from; `None`: a fresh run.
     pub resume: Option<PathBuf>,
-    /// Plan file for the CPU; `None`: the default plan, or that of the run that is gone on with, which another one is not
+    /// Plan file for the device; `None`: the default plan, or that of the run that is gone on with, which another one is not
     /// allowed to replace.
     pub plan: Option<PathBuf>,
     /// Device.
@@ -79,8 +46,16 @@ pub struct Options {
     pub threads: usize,
     /// Time between checkpoints inside an epoch; `None`: at the end of each epoch only.
     pub checkpoint_every: Option<Duration>,
+    /// How long a device that has everything goes on by itself before losses, stop requests and the clock are looked at:
+    /// long beside a wait for it, short for whoever watches. At least a step; no result depends on it.
+    pub watch_every: Duration,
     /// The command line, for the summary.
     pub command_line: Vec<String>,
+}
+
+impl Options {
+    /// What a person wants of [`Options::watch_every`].
+    pub const WATCH_EVERY: Duration = Duration::from_millis(100);
 }
 
 /// What is known before the first step.
@@ -182,13 +157,13 @@ pub struct EpochInfo {
 pub trait Observer {
     /// Before the first step.
     fn start(&mut self, info: &StartInfo);
-    /// After each step.
+    /// After each step, or some at once on a device that has everything: how things stand after the last.
     fn step(&mut self, p: &StepInfo);
     /// After each epoch.
     fn epoch(&mut self, e: &EpochInfo);
     /// At the end of a run that was not stopped.
     fn finish(&mut self, s: &Summary);
-    /// Asked after each step: whether to write a checkpoint and return [`crate::Error::Stopped`].
+    /// Asked after each [`Observer::step`]: whether to write a checkpoint and return [`crate::Error::Stopped`].
     fn stop_requested(&self) -> bool;
 }
 
@@ -200,7 +175,7 @@ pub trait Observer {
 pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) -> Result<Summary> {
     let threads = workers(options.threads);
     let options = &Options { threads, ..options.clone() };
-    match options.on.device.found() {
+    match options.on.of_run(options)? {
         Device::Auto | Device::Cpu => {
             let cpu = |spec: Spec, plan: Option<&Plan>| CpuBackend::with_plan(spec, threads, Isa::detect(), plan);
             let setup = Setup::new(config)?;
@@ -231,14 +206,14 @@ fn on_gpu<D: Driver>(
     let file = plan::gpu_plan_of_run(options)?;
     let (precision, scale) = plan::numbers(options, file.as_ref())?;
     let batch = setup.largest_batch();
-    // Gone before the network is there, as in `host_fed`.
-    let bytes_dense =
-        Net::new(&setup.graph, &[], batch, |spec| GpuBackend::new(open()?, spec, precision, None))?.backend().bytes();
     let net = Net::new(&setup.graph, &setup.masks, batch, |spec| {
         let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
         GpuBackend::new(open()?, spec, precision, plan)
     })?;
-    let gpu_plan = Some(net.backend().plan().clone());
+    // There need not be room for the dense network.
+    let sizes = |spec| GpuBackend::new(SizesOnly::of(&**net.backend().driver()), spec, precision, None);
+    let bytes_dense = Net::new(&setup.graph, &[], batch, sizes)?.backend().bytes();
+    let gpu_plan = Some(GpuPlan { loss_scale: Some(scale), ..net.backend().plan().clone() });
     let names = setup.graph.convs().iter().map(|c| c.name.as_str());
     let plan = Plan::default_for(&net.program().spec, names);
     let planned = (plan.layers.len(), 0);
@@ -257,7 +232,7 @@ fn on_gpu<D: Driver>(
         return Run::new(&setup, options, state, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?
             .finish(observer);
     }
-    let trainer = DeviceFed::new(&setup, net, scale)?;
+    let trainer = DeviceFed::new(&setup, net, scale, options.watch_every)?;
     Run::new(&setup, options, state, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?.finish(observer)
 }
 
@@ -294,105 +269,4 @@ pub fn network(config: &Config) -> Result<(Graph, Vec<Mask>)> {
 /// Threads asked for, or one a core: the loader takes a 0 for "none".
 fn workers(asked: usize) -> usize {
     if asked > 0 { asked } else { std::thread::available_parallelism().map_or(1, |n| n.get()) }
-}
-
-/// Accuracy and loss of a checkpoint on one split of `data` (`None`: the data it was trained on), always with the
-/// preprocessing stored in the checkpoint. `batch`: images at a time, which changes no result beyond rounding;
-/// `threads`: 0 for one a core; `plan`: a plan file (`None`: the plan of the run directory that the checkpoint lies in, or
-/// else the default one).
-///
-/// # Errors
-/// A checkpoint, plan or data that cannot be read; images of another shape, or labels the network has no class for.
-pub fn evaluate(
-    checkpoint: &Path,
-    data: Option<&str>,
-    split: Split,
-    batch: usize,
-    threads: usize,
-    plan: Option<&Path>,
-    on: OnDevice,
-) -> Result<Score> {
-    let threads = workers(threads);
-    let Checkpoint { net: state, meta } = Checkpoint::load(checkpoint)?;
-    let data = data::open(data.unwrap_or(&meta.config.data))?;
-    if data.shape != meta.data.image || data.classes > meta.data.classes {
-        let (got, wanted) = (data.shape, meta.data.image);
-        let (classes, known) = (data.classes, meta.data.classes);
-        let what = format!("images of {got} in {classes} classes; the checkpoint was trained on {wanted} in {known}");
-        return Err(Error::data(&data.source, what));
-    }
-    let preprocess =
-        meta.config.preprocess.clone().ok_or_else(|| Error::data(checkpoint, "no preprocessing stored"))?;
-    preprocess.check(data.shape.c)?;
-    let images = match split {
-        Split::Test => data.test,
-        Split::Train | Split::Val => {
-            if split == Split::Val && meta.config.validation == 0 {
-                let what = "it was trained without a validation split; use --split test or --split train";
-                return Err(Error::data(checkpoint, what));
-            }
-            match meta.config.validation {
-                0 => data.train,
-                count => {
-                    data.train.split_last(count).map(|(train, val)| if split == Split::Val { val } else { train })?
-                }
-            }
-        }
-    };
-    let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
-    let batch = batch.min(images.len()).max(1);
-    let masked = state.params.iter().filter(|p| p.kept.is_some());
-    let mask = |p: &ParamState| Mask {
-        name: p.name.clone(),
-        shape: p.shape.clone(),
-        density: 1.0,
-        kept: p.kept.clone(),
-        block: meta.config.pattern.block_of(&p.shape, p.kept.as_deref()),
-    };
-    let masks: Vec<Mask> = masked.map(mask).collect();
-    let loader = Loader::new(images, batch, preprocess, None, 0, threads)?;
-    match on.device.found() {
-        Device::Auto | Device::Cpu => {
-            let file = PlanFile::of_checkpoint(plan, checkpoint)?;
-            let make = |spec: Spec| {
-                let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
-                CpuBackend::with_plan(spec, threads, Isa::detect(), plan)
-            };
-            let mut net = Net::new(&graph, &masks, batch, make)?;
-            net.load(&state)?;
-            Ok(score(&mut net, &loader))
-        }
-        Device::Cuda => {
-            gpu::probe()?;
-            evaluate_on_gpu(&graph, &masks, &state, &loader, batch, plan, checkpoint, on, Cuda::open)
-        }
-        #[cfg(feature = "emu")]
-        Device::Emulated => {
-            use crate::backend::gpu::emu::{Emulated, Order};
-            let open = || Emulated::new(Order::Ascending);
-            evaluate_on_gpu(&graph, &masks, &state, &loader, batch, plan, checkpoint, on, open)
-        }
-    }
-}
-
-#[allow(clippy::too_many_arguments)]
-fn evaluate_on_gpu<D: Driver>(
-    graph: &Graph,
-    masks: &[Mask],
-    state: &NetState,
-    loader: &Loader,
-    batch: usize,
-    plan: Option<&Path>,
-    checkpoint: &Path,
-    on: OnDevice,
-    open: impl Fn() -> Result<D>,
-) -> Result<Score> {
-    let file = plan::gpu_plan_of_checkpoint(plan, checkpoint, on)?;
-    let precision = on.precision.or(file.as_ref().map(|f| f.plan.precision)).unwrap_or(Precision::F16);
-    let mut net = Net::new(graph, masks, batch, |spec| {
-        let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
-        GpuBackend::new(open()?, spec, precision, plan)
-    })?;
-    net.load(state)?;
-    Ok(score(&mut net, loader))
 }

@@ -52,7 +52,7 @@ fn sample(tag: u64) -> Checkpoint {
         batch: 5,
         running: Running { loss_sum: 0.1 + 0.7, correct: 5, n: 640 },
         best: Some(Best { epoch: 1, score }),
-        scaling: Some(Scaling { scale: 1024.0, good: 7 }),
+        scaling: Some(Scaling { scale: 1024.0, good: 7, held: 2 }),
     };
     Checkpoint { net, meta: Meta { engine: Engine::this(), config: config(), data, progress } }
 }

@@ -40,7 +40,7 @@ struct SgdArgs {
 struct StepState {
     float lr, momentum, weight_decay;
     uint32_t nesterov;
-    uint32_t rest[12];
+    uint32_t rest[14];
 };
 
 // A launch of the one kernel.

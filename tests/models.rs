@@ -1,7 +1,7 @@
 //! Networks: counts of the paper, shapes at any image size, where strides and poolings sit, initial values, names.
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // so that NaN fails
 
-use sparse_engine::backend::PoolSpec;
+use sparse_engine::backend::{Plane, PoolSpec};
 use sparse_engine::graph::{Graph, Op};
 use sparse_engine::models::{self, Network};
 use sparse_engine::sparsity::{Density, Maskable, Method, layer_densities};
@@ -126,7 +126,8 @@ fn strides_sit_where_version_1_5_has_them() {
         assert_eq!(strided, want, "{name}");
         assert!(g.convs().iter().filter(|c| c.geom.stride == 2 && c.geom.r == 1).all(|c| c.name.contains("shortcut")));
         assert_eq!(g.convs().iter().filter(|c| c.name.contains("shortcut")).count(), shortcuts, "{name}");
-        assert_eq!(g.pools(), [PoolSpec { size: 3, stride: 2, pad: 1 }], "{name}");
+        let plane = Plane { c: 64, h: 112, w: 112 };
+        assert_eq!(g.pools(), [PoolSpec { plane, size: 3, stride: 2, pad: 1 }], "{name}");
         let ops: Vec<_> = g.nodes().iter().take(6).map(|n| (n.op.clone(), n.chw)).collect();
         let stem = (64, 112, 112);
         let want = [
@@ -185,7 +186,8 @@ fn vgg_is_segments_of_3x3_between_poolings() {
             })
             .collect();
         assert_eq!(words.join(" "), want, "{name}");
-        assert_eq!(g.pools(), [PoolSpec { size: 2, stride: 2, pad: 0 }; 4], "{name}");
+        let windows: Vec<_> = g.pools().iter().map(|p| (p.size, p.stride, p.pad)).collect();
+        assert_eq!(windows, [(2, 2, 0); 4], "{name}");
         assert!(g.convs().iter().all(|c| (c.geom.r, c.geom.pad) == (3, 1) || c.name == "fc"), "{name}");
         let biased: Vec<_> = g.convs().iter().filter(|c| c.bias.is_some()).map(|c| c.name.as_str()).collect();
         assert_eq!(biased, ["fc"], "{name}");

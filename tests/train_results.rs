@@ -9,7 +9,7 @@ use sparse_engine::checkpoint::{Checkpoint, NetState};
 use sparse_engine::data::{Batch, Loader, open};
 use sparse_engine::graph::Net;
 use sparse_engine::report::{Score, Split, Summary};
-use sparse_engine::train::{Device, OnDevice, evaluate, train};
+use sparse_engine::train::{Device, OnDevice, train};
 use sparse_engine::{models, sparsity};
 use std::fs;
 use std::process::{Command, Stdio};
@@ -295,7 +295,7 @@ fn it_learns() {
         let score = s.results.test_last.score;
         assert!(score.accuracy >= 0.8 && score.loss < 0.8, "{name}: {score:?}, chance is 0.25");
         // Another batch size and another number of threads change no result beyond rounding.
-        let again = evaluate(&lab.path(name).join("last.safetensors"), None, Split::Test, 7, 3, None, CPU).unwrap();
+        let again = lab.evaluate(name, Split::Test, 7, 3, CPU);
         assert_eq!(again.accuracy, score.accuracy);
         assert!(((again.loss - score.loss).abs() <= 1e-6 * score.loss), "{again:?} {score:?}");
     }

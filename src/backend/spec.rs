@@ -143,6 +143,8 @@ pub struct NormSpec {
 /// Maximum over square windows; padding never wins.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct PoolSpec {
+    /// Input of one image.
+    pub plane: Plane,
     /// Rows and columns of a window.
     pub size: u32,
     /// Distance of windows.

@@ -35,18 +35,21 @@ pub struct Progress {
     pub running: Running,
     /// The best epoch so far, by the configuration's `selection`.
     pub best: Option<Best>,
-    /// The dynamic loss scale of a run in fp16.
+    /// The loss scale of a run in fp16.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<Scaling>,
 }
 
-/// Where a dynamic loss scale stands.
+/// Where the loss scale of a run in fp16 stands.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scaling {
     /// Factor of the next step's loss.
     pub scale: f32,
-    /// Steps in a row, the last ones, without an overflow.
+    /// Steps in a row, the last ones, without an overflow; of a static scale 0.
     pub good: u32,
+    /// Steps of the run whose update was left out, because a gradient overflowed.
+    #[serde(default)]
+    pub held: u64,
 }
 
 /// Sums over the batches of an epoch.

@@ -1,7 +1,7 @@
 //! Where to compute, as the subcommands have it in common.
 
 use crate::backend::gpu::{LossScale, Precision};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::train::{Device, OnDevice};
 
 /// Where to compute, and with which numbers.
@@ -35,7 +35,7 @@ pub(super) enum DeviceArg {
 
 impl DeviceArgs {
     /// # Errors
-    /// A word that names nothing, with those there are; numbers for a GPU with --device cpu.
+    /// A word that names nothing, with those there are.
     pub fn resolve(&self) -> Result<OnDevice> {
         let device = match self.device {
             DeviceArg::Auto => Device::Auto,
@@ -46,12 +46,6 @@ impl DeviceArgs {
         };
         let precision = self.precision.as_deref().map(str::parse::<Precision>).transpose()?;
         let loss_scale = self.loss_scale.as_deref().map(str::parse::<LossScale>).transpose()?;
-        if device == Device::Cpu && (precision.is_some() || loss_scale.is_some()) {
-            let what = if precision.is_some() { "--precision" } else { "--loss-scale" };
-            return Err(Error::Usage(format!(
-                "{what} is for GPUs: the processor computes in f32; leave it out, or add --device cuda"
-            )));
-        }
         Ok(OnDevice { device, precision, loss_scale })
     }
 }

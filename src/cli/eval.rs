@@ -6,7 +6,7 @@ use crate::checkpoint::{Checkpoint, Meta};
 use crate::config::Selection;
 use crate::error::{Error, Result};
 use crate::report::{RunDir, Split};
-use crate::train::evaluate;
+use crate::train::Evaluation;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -17,6 +17,7 @@ const EVAL_SCHEMA: u32 = 1;
 ///
 /// Images are always normalised with the constants stored in the checkpoint, whatever data set they come from.
 #[derive(clap::Args)]
+#[command(mut_arg("loss_scale", |scale| scale.hide(true)))]
 #[command(after_help = "Example:\n  sparse-engine eval runs/fashion-mnist-resnet20-erk-0.9-s0/last.safetensors --json")]
 pub(super) struct EvalArgs {
     /// Checkpoint file, or a run directory: its last checkpoint
@@ -36,7 +37,7 @@ pub(super) struct EvalArgs {
     /// Worker threads [default: one a core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// How each layer runs on the CPU [default: as in its run, or by rule]
+    /// How each layer runs: a plan of tune, or a run's plan-cuda.json for a GPU [default: as in its run, or by rule]
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
     /// Print one JSON object
@@ -61,8 +62,21 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
         SplitArg::Val => Split::Val,
         SplitArg::Train => Split::Train,
     };
-    let (batch, threads, plan) = (args.batch_size as usize, super::threads(args.threads), args.plan.as_deref());
-    let s = evaluate(&path, args.data.as_deref(), split, batch, threads, plan, args.device.resolve()?)?;
+    let on = args.device.resolve()?;
+    if on.loss_scale.is_some() {
+        return Err(Error::Usage("eval has no gradient to scale: leave --loss-scale out".into()));
+    }
+    let evaluation = Evaluation {
+        checkpoint: &path,
+        data: args.data.as_deref(),
+        split,
+        batch: args.batch_size as usize,
+        threads: super::threads(args.threads),
+        plan: args.plan.as_deref(),
+        on,
+    };
+    let evaluated = evaluation.run()?;
+    let s = evaluated.score;
     if !s.loss.is_finite() {
         return Err(Error::Failed(format!(
             "{}: the loss on these images is {}: the network diverged",
@@ -84,17 +98,20 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
             "loss": s.loss,
             "n": s.n,
             "selected_on_test": selected_on_test,
+            "device": evaluated.device,
+            "precision": evaluated.precision,
         });
         return super::print(&format!("{object}\n"));
     }
     let name = serde_json::to_value(split).map_err(|e| Error::Failed(e.to_string()))?;
     super::print(&format!(
-        "accuracy {}, loss {:.4} on {} images ({} split of {}){}\n",
+        "accuracy {}, loss {:.4} on {} images ({} split of {}){}; {}\n",
         format::percent(s.accuracy, 2),
         s.loss,
         format::count(s.n),
         name.as_str().unwrap_or_default(),
         args.data.as_deref().unwrap_or("its own data"),
         if selected_on_test { ", the epoch selected on test images" } else { "" },
+        evaluated.device,
     ))
 }

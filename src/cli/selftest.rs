@@ -17,6 +17,7 @@ use serde_json::json;
 /// that is done in each precision, or in the one given. Exit code 1 if a number is wrong: the first one is named.
 #[derive(clap::Args)]
 #[command(mut_arg("loss_scale", |scale| scale.hide(true)))]
+#[command(mut_arg("precision", |kind| kind.help("Numbers on the GPU: fp16, bf16, tf32 or f32 [default: each in turn]")))]
 #[command(after_help = "Examples:\n  sparse-engine selftest --device cuda\n  \
                         sparse-engine selftest --device cpu --json\n\nKeys of the JSON object: docs/bench.md.")]
 pub(super) struct SelftestArgs {
@@ -42,6 +43,7 @@ pub(super) fn run(args: SelftestArgs) -> Result<()> {
     if on.loss_scale.is_some() {
         return Err(Error::Usage("selftest checks steps without a loss scale: leave --loss-scale out".into()));
     }
+    let found = on.found()?;
     let threads = super::threads(args.threads);
     let precisions = on.precision.map_or(Precision::ALL.to_vec(), |p| vec![p]);
     let (mut rows, mut device) = (vec![], String::new());
@@ -54,7 +56,7 @@ pub(super) fn run(args: SelftestArgs) -> Result<()> {
             }
             Ok(())
         };
-        match on.device.found() {
+        match found {
             Device::Cuda => on_gpu(&mut |case, p| {
                 check(case, |spec: Spec| {
                     let b = GpuBackend::new(Cuda::open()?, spec, p, None)?;

@@ -40,7 +40,8 @@ pub(super) struct TrainArgs {
     /// Seed of initial values, masks and data order [default: the recipe's]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// How each layer runs on the CPU, as sparse-engine tune writes it; results change in rounding [default: by rule]
+    /// How each layer runs: a plan of sparse-engine tune for the CPU, a run's plan-cuda.json for a GPU; results change in
+    /// rounding [default: by rule]
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
     #[command(flatten)]
@@ -105,6 +106,7 @@ pub(super) fn run(args: TrainArgs) -> Result<()> {
         on: args.device.resolve()?,
         threads: super::threads(args.threads),
         checkpoint_every: args.checkpoint_every,
+        watch_every: Options::WATCH_EVERY,
         command_line: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
     };
     let _lock = run.lock()?;

@@ -138,7 +138,7 @@ pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
     }
     let mut plan = Plan { graph, spec: storage(graph, masks, batch)? };
     let (values, mut forward) = forward(&mut plan, &readers);
-    let (input, logits) = (values[0].t, stored(&mut plan, &mut forward, last, values[last]));
+    let (input, logits) = (values[0].t, logits(&mut plan, &mut forward, last, values[last]));
     let (dlogits, backward) = backward(&mut plan, &readers, &values);
     let mut program = Program { spec: plan.spec, forward, backward, input, logits, dlogits };
     let alive = program.lifetimes();
@@ -245,6 +245,19 @@ fn stored(plan: &mut Plan, ops: &mut Vec<Forward>, i: usize, value: Input) -> Te
         return value.t;
     }
     let y = plan.tensor(i);
+    ops.push(Forward::Join { a: value, b: None, relu: false, y });
+    y
+}
+
+/// The tensor of the logits, which a device may keep in a wider number type than others ([`TensorSpec::exact`]): one that a
+/// convolution writes, or a copy, which nothing else reads or writes.
+///
+/// [`TensorSpec::exact`]: crate::backend::TensorSpec::exact
+fn logits(plan: &mut Plan, ops: &mut Vec<Forward>, last: usize, value: Input) -> TensorId {
+    if value == Input::plain(value.t) && matches!(plan.graph.nodes()[last].op, Op::Conv(_)) {
+        return value.t;
+    }
+    let y = plan.tensor(last);
     ops.push(Forward::Join { a: value, b: None, relu: false, y });
     y
 }

@@ -24,7 +24,7 @@ pub use device::{OnGpu, StepKind};
 pub use exec::Net;
 pub use state::{NetState, NormState, ParamState};
 
-use crate::backend::PoolSpec;
+use crate::backend::{Plane, PoolSpec};
 use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
 use crate::sparsity::Maskable;
@@ -280,7 +280,7 @@ impl Graph {
             )));
         }
         let [size, stride, pad] = [size, stride, pad].map(|v| v as u32);
-        self.pools.push(PoolSpec { size, stride, pad });
+        self.pools.push(PoolSpec { plane: Plane { c, h, w }, size, stride, pad });
         let [p, q] = [h, w].map(|side| (side + 2 * pad - size) / stride + 1);
         Ok(self.push(Op::MaxPool(self.pools.len() - 1), vec![x], (c, p, q)))
     }

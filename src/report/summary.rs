@@ -66,6 +66,9 @@ pub struct Summary {
     pub total_time_s: f64,
     /// Training images a second, over `train_time_s`.
     pub images_per_s: f64,
+    /// Steps whose update was left out, because a gradient overflowed in fp16.
+    #[serde(default)]
+    pub held_steps: u64,
     /// What came of it.
     pub results: Results,
 }
@@ -247,6 +250,7 @@ pub(crate) fn sample() -> Summary {
         train_time_s: 102.5,
         total_time_s: 110.25,
         images_per_s: 1560.0,
+        held_steps: 0,
         results: Results { test_last: score(20, 0.869), test_at_best_val: None, test_at_best_test: None },
     }
 }

@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 
 /// Most steps of a graph: more make no launch cheaper, and take longer to capture.
 const STEPS_A_GRAPH: usize = 16;
-/// How long launches go on before the host waits for their losses: long beside a wait, short for whoever watches.
-const UNWATCHED: Duration = Duration::from_millis(100);
 /// Largest data set that is kept on the device.
 pub(super) const MOST_RESIDENT_BYTES: usize = 16 << 30;
 
@@ -41,17 +39,31 @@ pub(super) struct DeviceFed<'a, D: Driver> {
     scale: LossScale,
     /// Where the device stands: the epoch that was entered, and its next batch.
     at: Option<Position>,
+    /// How long the device computes before the host waits for the losses.
+    watch_every: Duration,
+    /// Seconds of a step, from the launch to the loss, of the last stretch.
+    pace: Option<f64>,
 }
 
 impl<'a, D: Driver> DeviceFed<'a, D> {
     /// # Errors
     /// No memory for the data set.
-    pub fn new(setup: &'a Setup, net: Net<GpuBackend<D>>, scale: LossScale) -> Result<Self> {
+    pub fn new(setup: &'a Setup, net: Net<GpuBackend<D>>, scale: LossScale, watch_every: Duration) -> Result<Self> {
         let driver = net.backend().driver().clone();
         let splits = [Some(&setup.train), setup.val.as_ref(), Some(&setup.data.test)];
         let most = splits.iter().flatten().map(|s| s.len()).max().unwrap_or(0);
         let feed = Feed::new(&*driver, most, setup.config.batch_size, &setup.preprocess.tables())?;
-        let mut device = DeviceFed { setup, net, feed, splits: vec![], graphs: HashMap::new(), scale, at: None };
+        let mut device = DeviceFed {
+            setup,
+            net,
+            feed,
+            splits: vec![],
+            graphs: HashMap::new(),
+            scale,
+            at: None,
+            watch_every,
+            pace: None,
+        };
         device.resident(&setup.train)?;
         Ok(device)
     }
@@ -72,13 +84,15 @@ impl<'a, D: Driver> DeviceFed<'a, D> {
     /// Enters the epoch of `at` and all that steers its steps from there on.
     fn enter(&mut self, at: Position, rate: &LearningRate, scaling: Option<Scaling>) -> Result<()> {
         let config = &self.setup.config;
-        let first = at.step - at.batch;
+        let first_step = at.step - at.batch;
         let order = epoch_order(config.seed.data, at.epoch, self.setup.train.len());
         let crops = epoch_crops(config.seed.data, at.epoch);
-        let rates: Vec<f32> = (first..first + rate.steps_per_epoch).map(|step| rate.at(step) as f32).collect();
+        let rates: Vec<f32> =
+            (first_step..first_step + rate.steps_per_epoch).map(|step| rate.at(step) as f32).collect();
         let driver = self.net.backend().driver().clone();
         self.feed.begin_epoch(&*driver, &order, crops, &rates)?;
-        let scaling = scaling.unwrap_or(Scaling { scale: self.scale.first(), good: 0 });
+        let first = Scaling { scale: self.scale.first(), good: 0, held: scaling.map_or(0, |s| s.held) };
+        let scaling = scaling.filter(|_| self.scale == LossScale::Dynamic).unwrap_or(first);
         self.net.backend_mut().set_state(&StepState {
             lr: 0.0, // the first step takes its own
             momentum: config.momentum as f32,
@@ -90,8 +104,9 @@ impl<'a, D: Driver> DeviceFed<'a, D> {
             hold: 0,
             broken: 0,
             step: at.step,
-            first,
+            first: first_step,
             batch: at.batch,
+            held: scaling.held,
         })
     }
 
@@ -119,19 +134,20 @@ impl<'a, D: Driver> DeviceFed<'a, D> {
     }
 
     /// Starts batches `from..` of `count` images: graphs of many full ones, then of one, then the ragged last one, until all
-    /// are started or `until` says to stop. Returns the next batch.
-    fn start(&mut self, training: bool, split: usize, from: usize, until: impl Fn() -> bool) -> Result<usize> {
+    /// are started, or `most`. Returns the next batch.
+    fn start(&mut self, training: bool, split: usize, from: usize, most: usize) -> Result<usize> {
         let (size, count) = (self.setup.config.batch_size, self.splits[split].1.count());
         let (full, mut next) = (count / size, from);
         while next < full {
-            let steps = if full - next >= STEPS_A_GRAPH { STEPS_A_GRAPH } else { 1 };
-            self.replay(Key { training, split, images: size, steps })?;
-            next += steps;
-            if until() {
+            let left = most - (next - from);
+            if left == 0 {
                 return Ok(next);
             }
+            let steps = if left.min(full - next) >= STEPS_A_GRAPH { STEPS_A_GRAPH } else { 1 };
+            self.replay(Key { training, split, images: size, steps })?;
+            next += steps;
         }
-        if next * size < count {
+        if next * size < count && next - from < most {
             self.replay(Key { training, split, images: count - next * size, steps: 1 })?;
             next += 1;
         }
@@ -155,30 +171,36 @@ impl<D: Driver> Trainer for DeviceFed<'_, D> {
             self.enter(at, rate, scaling)?;
         }
         let (size, count) = (self.setup.config.batch_size, self.setup.train.len());
+        // A launch does not wait: how much is launched at once follows from how long the last steps took.
+        let most = self.pace.map_or(1.0, |step| (self.watch_every.as_secs_f64() / step).clamp(1.0, 1e6)) as usize;
         let began = Instant::now();
-        let next = self.start(true, 0, at.batch as usize, || began.elapsed() >= UNWATCHED)?;
+        let next = self.start(true, 0, at.batch as usize, most)?;
         let state = self.net.backend().state()?;
         let driver = self.net.backend().driver().clone();
         let losses = self.feed.losses(&*driver, at.batch as usize..next)?;
+        self.pace = Some(began.elapsed().as_secs_f64() / losses.len().max(1) as f64);
         let good = if state.broken == 0 { losses.len() } else { (state.broken - 1 - at.step) as usize };
         let images = |batch: usize| size.min(count - batch * size);
         let steps = losses.iter().take(good).enumerate().map(|(i, &l)| (l, images(at.batch as usize + i)));
         let steps: Vec<_> = steps.collect();
         self.at = Some(Position { batch: next as u64, step: at.step + (next as u64 - at.batch), ..at });
-        let scaling = Scaling { scale: state.loss_scale, good: state.good };
-        let scaling = (self.scale == LossScale::Dynamic).then_some(scaling);
+        let scaling = Scaling { scale: state.loss_scale, good: state.good, held: state.held };
+        let scaling = self.scale.overflows(self.net.backend().precision()).then_some(scaling);
         Ok(Stretch { steps, diverged: losses.get(good).map(|l| l.loss_sum), scaling })
     }
 
-    /// A step that would have broken the network wrote nothing.
-    fn sound(&mut self) -> bool {
-        true
+    fn sound(&mut self) -> Result<bool> {
+        // What this overwrites, the loss of the epoch's first batch, was read.
+        self.net.backend().begin_evaluation(&mut self.feed, 0)?;
+        self.start(false, 0, 0, 1)?;
+        let driver = self.net.backend().driver().clone();
+        Ok(self.feed.losses(&*driver, 0..1)?.iter().all(|loss| loss.loss_sum.is_finite()))
     }
 
     fn score(&mut self, images: &Split) -> Result<Score> {
         let split = self.resident(images)?;
         self.net.backend().begin_evaluation(&mut self.feed, 0)?;
-        let batches = self.start(false, split, 0, || false)?;
+        let batches = self.start(false, split, 0, usize::MAX)?;
         let driver = self.net.backend().driver().clone();
         let (size, count) = (self.setup.config.batch_size, images.len());
         let mut sums = Running::default();

@@ -74,6 +74,18 @@ impl GpuPlanFile {
         self.plan.check_spec(spec).map_err(|what| Error::data(&self.path, what))?;
         Ok(&self.plan)
     }
+
+    /// The plan given, or that of the run directory that the checkpoint lies in, if it has the precision asked for.
+    pub fn of_checkpoint(given: Option<&Path>, checkpoint: &Path, on: OnDevice) -> Result<Option<Self>> {
+        let run = checkpoint.parent().map(|run| RunDir::at(run).gpu_plan()).filter(|path| path.exists());
+        let file = given.map(Path::to_path_buf).or(run).map(|path| GpuPlanFile::read(&path)).transpose()?;
+        Ok(file.filter(|f| given.is_some() || on.precision.is_none_or(|p| p == f.plan.precision)))
+    }
+}
+
+/// Whether a file is a plan for the CPU.
+pub(super) fn is_cpu_plan(path: &Path) -> bool {
+    read_plan(path).is_ok()
 }
 
 /// The plan given, or that of the run that is gone on with, if it ran on a GPU before; `None`: the default.
@@ -91,17 +103,6 @@ pub(super) fn gpu_plan_of_run(options: &Options) -> Result<Option<GpuPlanFile>> 
     }
 }
 
-/// The plan given, or that of the run directory that the checkpoint lies in, if it has the precision asked for.
-pub(super) fn gpu_plan_of_checkpoint(
-    given: Option<&Path>,
-    checkpoint: &Path,
-    on: OnDevice,
-) -> Result<Option<GpuPlanFile>> {
-    let run = checkpoint.parent().map(|run| RunDir::at(run).gpu_plan()).filter(|path| path.exists());
-    let file = given.map(Path::to_path_buf).or(run).map(|path| GpuPlanFile::read(&path)).transpose()?;
-    Ok(file.filter(|f| given.is_some() || on.precision.is_none_or(|p| p == f.plan.precision)))
-}
-
 /// Precision and loss scale of a run: those asked for, if they are not at odds with the plan.
 pub(super) fn numbers(options: &Options, file: Option<&GpuPlanFile>) -> Result<(Precision, LossScale)> {
     let precision = match (options.on.precision, file) {
@@ -114,5 +115,16 @@ pub(super) fn numbers(options: &Options, file: Option<&GpuPlanFile>) -> Result<(
         }
         (asked, file) => asked.or(file.map(|f| f.plan.precision)).unwrap_or(Precision::F16),
     };
-    Ok((precision, options.on.loss_scale.unwrap_or(LossScale::default_for(precision))))
+    let planned = file.and_then(|f| Some((f, f.plan.loss_scale?)));
+    let scale = match (options.on.loss_scale, planned) {
+        (Some(asked), Some((file, planned))) if asked != planned => {
+            return Err(Error::Usage(format!(
+                "--loss-scale {asked}: the plan in {} is of a run with {planned}; leave --loss-scale out, or give another \
+                 --plan",
+                file.path.display()
+            )));
+        }
+        (asked, planned) => asked.or(planned.map(|(_, scale)| scale)).unwrap_or(LossScale::default_for(precision)),
+    };
+    Ok((precision, scale))
 }

@@ -161,7 +161,7 @@ impl<'a, T: Trainer> Run<'a, T> {
             let stop = observer.stop_requested();
             let due = self.options.checkpoint_every.is_some_and(|every| self.clock.saved.elapsed() >= every);
             // The loss tells of a diverging update a step late; until then the last good checkpoint is not replaced.
-            if stop || (due && self.trainer.sound()) {
+            if stop || (due && self.trainer.sound()?) {
                 self.record(Split::Train, self.progress.running.score(), images_per_s)?;
                 self.save(&self.dir.last())?;
             }
@@ -358,6 +358,7 @@ impl<'a, T: Trainer> Run<'a, T> {
             total_time_s: self.clock.elapsed_s(),
             // No time is known where the metrics of a finished run are gone.
             images_per_s: if self.clock.train_s > 0.0 { images / self.clock.train_s } else { 0.0 },
+            held_steps: self.progress.scaling.map_or(0, |s| s.held),
             results,
         })
     }

@@ -28,7 +28,7 @@ pub(super) struct Stretch {
     pub steps: Vec<(BatchLoss, usize)>,
     /// The loss that was not finite, of the step after these: it was not done.
     pub diverged: Option<f64>,
-    /// The dynamic loss scale after them.
+    /// The loss scale of fp16 after them.
     pub scaling: Option<Scaling>,
 }
 
@@ -42,8 +42,8 @@ pub(super) trait Trainer {
     /// Trains on at least one batch, from `at` on, never beyond the end of its epoch. `scaling`: what the last stretch left,
     /// which the run may have from a checkpoint.
     fn train(&mut self, at: Position, rate: &LearningRate, scaling: Option<Scaling>) -> Result<Stretch>;
-    /// Whether the loss of the newest batch is finite with the weights as they are now.
-    fn sound(&mut self) -> bool;
+    /// Whether the loss of a batch of training images is finite with the weights as they are now.
+    fn sound(&mut self) -> Result<bool>;
     /// Loss and accuracy over a split, with the running statistics.
     fn score(&mut self, images: &Split) -> Result<Score>;
 }
@@ -100,9 +100,9 @@ impl<B: Backend<Real = f32>> Trainer for HostFed<'_, B> {
         Ok(Stretch { steps: vec![(loss, n)], ..Stretch::default() })
     }
 
-    fn sound(&mut self) -> bool {
+    fn sound(&mut self) -> Result<bool> {
         let loss = self.newest.as_ref().map(|batch| self.net.infer(&batch.images, &batch.labels));
-        loss.is_none_or(|loss| loss.loss_sum.is_finite())
+        Ok(loss.is_none_or(|loss| loss.loss_sum.is_finite()))
     }
 
     fn score(&mut self, images: &Split) -> Result<Score> {

@@ -8,7 +8,7 @@ use sparse_engine::backend::cpu::CpuBackend;
 use sparse_engine::checkpoint::Checkpoint;
 use sparse_engine::graph::{Graph, Net, NetState};
 use sparse_engine::report::Split;
-use sparse_engine::train::{Device, OnDevice, evaluate};
+use sparse_engine::train::{Device, OnDevice};
 
 const BLOCKS: [&str; 3] = ["width=8", "epochs=3", "schedule.milestones=[2]"];
 
@@ -41,16 +41,7 @@ fn a_run_with_blocks() {
     // The checkpoint holds positions and nothing else; it is evaluated as it was trained.
     let state = Checkpoint::load(&lab.path("run/last.safetensors")).unwrap();
     assert!(state.net.params.iter().filter(|p| p.kept.is_some()).count() == masked);
-    let score = evaluate(
-        &lab.path("run/last.safetensors"),
-        None,
-        Split::Test,
-        32,
-        1,
-        None,
-        OnDevice { device: Device::Cpu, ..OnDevice::default() },
-    )
-    .unwrap();
+    let score = lab.evaluate("run", Split::Test, 32, 1, OnDevice { device: Device::Cpu, ..OnDevice::default() });
     assert_eq!(score, s.results.test_last.score);
 
     // Going on: as it began, or not at all.

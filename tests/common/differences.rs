@@ -197,7 +197,7 @@ fn pools() {
     let [x, dx] = build.tensors([2, 5, 4]);
     let [mean, dmean] = build.tensors([2, 1, 1]);
     let [max, dmax] = build.tensors([2, 3, 2]);
-    let pool = build.pool(3, 2, 1);
+    let pool = build.pool([2, 5, 4], 3, 2, 1);
     let mut b = RefBackend::new(build.0);
     let n = 3;
     let (of_mean, of_max) = (normal("dmean", n * 2), normal("dmax", n * 12));
@@ -289,7 +289,7 @@ fn forwards_by_hand() {
 #[test]
 fn maxima_by_hand() {
     let mut build = Build::new(1);
-    let pool = build.pool(2, 2, 1);
+    let pool = build.pool([1, 2, 3], 2, 2, 1);
     let [x, dx] = build.tensors([1, 2, 3]);
     let [y, dy] = build.tensors([1, 2, 2]);
     let mut b = RefBackend::new(build.0);

@@ -92,7 +92,7 @@ pub fn max<B: Backend>(make: &dyn Fn(Spec) -> B) {
         ([4, 1, 1], 1, 1, 0),
     ] {
         let mut build = Build::new(33);
-        let pool = build.pool(size, stride, pad);
+        let pool = build.pool(chw, size, stride, pad);
         let side = |len: u32| (len + 2 * pad - size) / stride + 1;
         let sides = Sides::new(&mut build, chw, [chw[0], side(chw[1]), side(chw[2])]);
         let mut rig = Rig::new(build, make, format!("CHW {chw:?} {size}x{size} stride {stride} pad {pad}"));
@@ -106,7 +106,7 @@ pub fn max<B: Backend>(make: &dyn Fn(Spec) -> B) {
 /// A NaN in a window is its maximum, and takes its gradient.
 fn nan_wins<B: Backend>(make: &dyn Fn(Spec) -> B) {
     let mut build = Build::new(17);
-    let pool = build.pool(2, 1, 1);
+    let pool = build.pool([2, 3, 4], 2, 1, 1);
     let [x, dx] = build.tensors([2, 3, 4]);
     let [y, dy] = build.tensors([2, 4, 5]);
     let (mut dev, mut exact) = (make(build.0.clone()), RefBackend::new(build.0));

@@ -68,8 +68,8 @@ impl Build {
         NormId(self.0.norms.len() as u32 - 1)
     }
 
-    pub fn pool(&mut self, size: u32, stride: u32, pad: u32) -> PoolId {
-        self.0.pools.push(PoolSpec { size, stride, pad });
+    pub fn pool(&mut self, [c, h, w]: [u32; 3], size: u32, stride: u32, pad: u32) -> PoolId {
+        self.0.pools.push(PoolSpec { plane: Plane { c, h, w }, size, stride, pad });
         PoolId(self.0.pools.len() as u32 - 1)
     }
 }

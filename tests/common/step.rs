@@ -200,9 +200,34 @@ fn odd_graph() -> Graph {
     g
 }
 
+/// Logits that no convolution writes: a mean (Network in Network), and a ReLU of a sum.
+fn pooled_graph() -> Graph {
+    let mut g = Graph::new(3, 8, 8);
+    let x = g.conv("stem", g.input(), 12, 3, 1, 1).unwrap();
+    let x = g.norm("bn", x);
+    let x = g.relu(x);
+    let x = g.conv("classes", x, 10, 1, 1, 0).unwrap();
+    g.pool(x);
+    g
+}
+
+fn summed_graph() -> Graph {
+    let mut g = Graph::new(3, 8, 8);
+    let x = g.conv("stem", g.input(), 12, 3, 2, 1).unwrap();
+    let x = g.norm("bn", x);
+    let x = g.relu(x);
+    let x = g.pool(x);
+    let (a, b) = (g.linear("a", x, 10).unwrap(), g.linear("b", x, 10).unwrap());
+    let x = g.add(a, b).unwrap();
+    g.relu(x);
+    g
+}
+
 /// Loss and gradients of a step, against the reference. A mask may turn within rounding of zero: hence L2 norms.
 pub fn nets_agree_with_the_reference<B: Backend>(make: &dyn Fn(Spec) -> B) {
-    for (name, graph) in [("resnet8", graph()), ("odd", odd_graph())] {
+    for (name, graph) in
+        [("resnet8", graph()), ("odd", odd_graph()), ("pooled", pooled_graph()), ("summed", summed_graph())]
+    {
         let mut dev = net(&graph, make);
         let mut exact = net(&graph, &RefBackend::new);
         let (c, h, w) = graph.nodes()[0].chw;

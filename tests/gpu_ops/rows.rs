@@ -20,8 +20,8 @@ fn join<D: Driver>(driver: &D) {
             for (i, a) in KINDS.into_iter().enumerate() {
                 // Each kind beside each other one, spread over the shapes, and none.
                 for b in [None, Some(KINDS[(i + s) % 6])] {
-                    for relu in [false, true] {
-                        join_case(driver, element, shape, a, b, relu);
+                    for (relu, wide) in [(false, false), (true, false), (i % 2 == 0, true)] {
+                        join_case(driver, [element, if wide { Element::F32 } else { element }], shape, a, b, relu);
                     }
                 }
             }
@@ -31,7 +31,7 @@ fn join<D: Driver>(driver: &D) {
 
 fn join_case<D: Driver>(
     driver: &D,
-    element: Element,
+    [element, written]: [Element; 2],
     shape: (usize, usize),
     a: (u32, bool),
     b: Option<(u32, bool)>,
@@ -40,7 +40,7 @@ fn join_case<D: Driver>(
     let (rows, c) = shape;
     let a = Op::new(driver, element, "a", shape, a);
     let b = b.map(|kind| Op::new(driver, element, "b", shape, kind));
-    let y = Held::room(driver, element, rows * padded(c));
+    let y = Held::room(driver, written, rows * padded(c));
     let args = Join {
         a: a.operand(),
         b: b.as_ref().map_or(Operand::default(), Op::operand),
@@ -50,7 +50,7 @@ fn join_case<D: Driver>(
         relu: u32::from(relu),
     };
     // SAFETY: buffers of exactly these sizes.
-    unsafe { join_forward(driver, element, &args) }.unwrap();
+    unsafe { join_forward(driver, element, written == Element::F32, &args) }.unwrap();
     let (mut want, mut bound) = a.values();
     if let Some(b) = b {
         let (values, errors) = b.values();
@@ -62,10 +62,10 @@ fn join_case<D: Driver>(
     for (w, e) in want.iter_mut().zip(&mut bound) {
         *w = if relu { w.max(0.0) } else { *w };
         if *w != 0.0 || *e > 0.0 {
-            *e += store_error(element, *w);
+            *e += store_error(written, *w);
         }
     }
-    close(&format!("join {element:?} {args:?}"), &y.f64s(element), &want, &bound);
+    close(&format!("join {element:?} {args:?}"), &y.f64s(written), &want, &bound);
 }
 
 fn copy<D: Driver>(driver: &D) {
@@ -94,14 +94,14 @@ fn empty<D: Driver>(driver: &D) {
         let y = Held::room(driver, element, 24);
         let mut args = Join { a: op.operand(), y: y.at(), rows: 0, cp: 8, relu: 1, ..Join::default() };
         // SAFETY: buffers of 3 rows.
-        unsafe { join_forward(driver, element, &args) }.unwrap();
+        unsafe { join_forward(driver, element, false, &args) }.unwrap();
         assert!(y.f64s(element).iter().all(|v| v.is_nan()), "nothing to write");
         args.rows = 3;
         // SAFETY: as above.
-        unsafe { join_forward(driver, element, &args) }.unwrap();
+        unsafe { join_forward(driver, element, false, &args) }.unwrap();
         close("NaN", &y.f64s(element), &a, &[0.0; 24]);
         args.cp = 12;
         // SAFETY: as above; it must be refused.
-        assert!(unsafe { join_forward(driver, element, &args) }.is_err());
+        assert!(unsafe { join_forward(driver, element, false, &args) }.is_err());
     }
 }

@@ -22,6 +22,7 @@ fn some() -> StepState {
         step: 100,
         first: 98,
         batch: 5,
+        held: 11,
     }
 }
 
@@ -51,6 +52,7 @@ fn dynamic_loss_scale<D: Driver>(driver: &D) {
     let with =
         |scale: f32, good: u32, hold: u32| StepState { loss_scale: scale, unscale: 1.0 / scale, good, hold, ..some() };
     let next = |state: StepState| StepState { batch: state.batch + 1, ..state };
+    let counted = |state: StepState| StepState { held: state.held + u64::from(state.hold), ..next(state) };
     for (before, growth, after) in [
         (with(1024.0, 2, 1), 4, with(512.0, 0, 1)),
         (with(1024.0, 2, 0), 4, with(1024.0, 3, 0)),
@@ -64,7 +66,7 @@ fn dynamic_loss_scale<D: Driver>(driver: &D) {
         (with(1024.0, 2, 1), 0, with(1024.0, 2, 1)),
         (with(1.0, 2, 0), 0, with(1.0, 2, 0)),
     ] {
-        assert_eq!(end(before, growth), next(after), "{before:?} {growth}");
+        assert_eq!(end(before, growth), counted(after), "{before:?} {growth}");
         let broken = StepState { broken: 3, ..before };
         assert_eq!(end(broken, growth), next(broken), "nothing but the batch moves after a broken step");
     }

@@ -3,8 +3,8 @@
 
 use crate::data_support::{idx, npy, npz};
 use sparse_engine::config::{Config, Overrides, resolve};
-use sparse_engine::report::{Record, Summary, read_metrics};
-use sparse_engine::train::{Device, EpochInfo, Observer, OnDevice, Options, StartInfo, StepInfo};
+use sparse_engine::report::{Record, Score, Split, Summary, read_metrics};
+use sparse_engine::train::{Device, EpochInfo, Evaluation, Observer, OnDevice, Options, StartInfo, StepInfo};
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -121,12 +121,28 @@ impl Lab {
         resolve(None, Some(&self.config_file()), &overrides).unwrap().config
     }
 
+    /// Accuracy and loss of a run's last checkpoint on its own data, with the plan of its run.
+    pub fn evaluate(&self, run: &str, split: Split, batch: usize, threads: usize, on: OnDevice) -> Score {
+        let path = self.path(run).join("last.safetensors");
+        let evaluation = Evaluation { checkpoint: &path, data: None, split, batch, threads, plan: None, on };
+        evaluation.run().unwrap().score
+    }
+
     /// Options for the library; the directory is made.
     pub fn options(&self, out: &str, threads: usize) -> Options {
         let out = self.path(out);
         std::fs::create_dir_all(&out).unwrap();
         let on = OnDevice { device: Device::Cpu, ..OnDevice::default() };
-        Options { out, resume: None, plan: None, on, threads, checkpoint_every: None, command_line: vec![] }
+        Options {
+            out,
+            resume: None,
+            plan: None,
+            on,
+            threads,
+            checkpoint_every: None,
+            watch_every: Options::WATCH_EVERY,
+            command_line: vec![],
+        }
     }
 
     /// Options to go on with the run in `out`.

@@ -54,6 +54,9 @@ impl<D: Driver> GpuBackend<D> {
             driver.fill(&mut buf, 0)?;
             Ok(buf)
         };
+        for pool in &spec.pools {
+            MaxPool::of(pool, spec.batch).check()?;
+        }
         let layout = Layout::new(&spec, precision.element())?;
         let arena = driver.alloc(layout.bytes)?;
         let [values, grads, momentum] = [zeroed(stored)?, zeroed(stored)?, zeroed(stored)?];

@@ -57,6 +57,7 @@ impl<D: Driver> Convs<D> {
                 Some(plan) => Conv::with_plan(g, precision, plan.layers[i].plan, kept, block)?,
                 None => Conv::new(g, precision, batch, kept, block)?,
             };
+            conv.check_images(batch)?;
             // The offset for now, the address once there is one.
             words.resize(words.len().next_multiple_of(2), 0);
             conv.lists_at = 4 * words.len() as u64;

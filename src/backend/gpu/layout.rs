@@ -40,7 +40,7 @@ pub(super) struct Layout {
 
 impl Layout {
     /// # Errors
-    /// A tensor too large for 64 bits, or for the kernels' 32-bit pixel counts.
+    /// A tensor too large for 64 bits, or for the kernels' 31-bit pixel counts.
     pub fn new(spec: &Spec, element: Element) -> Result<Self> {
         let mut tensors = Vec::with_capacity(spec.tensors.len());
         let mut rooms = Vec::with_capacity(spec.tensors.len());
@@ -48,9 +48,9 @@ impl Layout {
             let element = if t.exact { Element::F32 } else { element };
             let tensor = Tensor { at: 0, plane: t.plane, cp: padded(t.plane.c), element };
             let rows = (spec.batch as u64).checked_mul(u64::from(t.plane.h) * u64::from(t.plane.w));
-            if rows.is_none_or(|rows| rows > u64::from(u32::MAX)) {
+            if rows.is_none_or(|rows| rows >= 1 << 31) {
                 let Plane { c, h, w } = t.plane;
-                let what = format!("GPU: a tensor of {} x {c}x{h}x{w} has more than 2^32 pixels", spec.batch);
+                let what = format!("GPU: a tensor of {} x {c}x{h}x{w} has 2^31 pixels or more", spec.batch);
                 return Err(Error::Failed(format!("{what}; use a smaller batch_size")));
             }
             rooms.push(tensor.bytes(spec.batch).next_multiple_of(ALIGN));

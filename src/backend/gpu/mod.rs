@@ -20,6 +20,7 @@ pub mod ops;
 pub mod plan;
 mod precision;
 mod probe;
+mod sizes_only;
 mod steps;
 pub mod vendor;
 
@@ -31,4 +32,5 @@ pub use ops::state::StepState;
 pub use plan::GpuPlan;
 pub use precision::LossScale;
 pub use probe::{DeviceInfo, MIN_CAPABILITY, find_device, probe};
+pub use sizes_only::SizesOnly;
 pub use steps::{Crops, DeviceImages, Feed};

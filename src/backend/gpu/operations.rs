@@ -10,6 +10,7 @@ use super::ops::state::StepState;
 use super::ops::{copy, join, loss, norm, pool};
 use crate::backend::{BatchLoss, ConvId, Grad, GradDst, Input, NormId, ParamId, PoolId, SgdStep, TensorId};
 use crate::error::Result;
+use std::mem::offset_of;
 
 impl<D: Driver> GpuBackend<D> {
     /// Merges the sums that a finish of `blocks` row blocks has left.
@@ -116,12 +117,12 @@ impl<D: Driver> GpuBackend<D> {
     }
 
     pub(super) fn try_join(&self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) -> Result<()> {
-        let (t, at) = self.tensor(y);
+        let ((t, at), element) = (self.tensor(y), self.precision.element());
         let b = b.map_or(Operand::default(), |b| self.input(b));
         let (rows, relu) = (t.rows(n), u32::from(relu));
         let args = join::Join { a: self.input(a), b, y: at, rows, cp: t.cp, relu };
         // SAFETY: as in `merge_sums`.
-        unsafe { join::join_forward(&*self.driver, t.element, &args) }
+        unsafe { join::join_forward(&*self.driver, element, t.element == Element::F32, &args) }
     }
 
     pub(super) fn try_copy(&self, dy: Grad, dx: GradDst, n: usize) -> Result<()> {
@@ -133,14 +134,13 @@ impl<D: Driver> GpuBackend<D> {
     }
 
     pub(super) fn try_sgd(&mut self, step: SgdStep) -> Result<()> {
-        let factors = StepState {
-            lr: step.lr as f32,
-            momentum: step.momentum as f32,
-            weight_decay: step.weight_decay as f32,
-            nesterov: u32::from(step.nesterov),
-            ..StepState::default()
-        };
-        self.driver.upload_at(&mut self.state, 0, &bytemuck::bytes_of(&factors)[..16])?;
+        // The factors alone: loss scale and counts stay.
+        let factors = StepState::from(step);
+        self.driver.upload_at(
+            &mut self.state,
+            0,
+            &bytemuck::bytes_of(&factors)[..offset_of!(StepState, loss_scale)],
+        )?;
         self.update()
     }
 
@@ -167,20 +167,18 @@ impl<D: Driver> GpuBackend<D> {
         self.merge_sums(dx, t.rows(n).div_ceil(BLOCK_ROWS), n)
     }
 
-    fn max_pool(&self, pool: PoolId, x: TensorId, n: usize) -> MaxPool {
-        let (t, p) = (self.layout.get(x), self.spec.pools[pool.0 as usize]);
-        let (h, w) = (t.plane.h, t.plane.w);
-        MaxPool { n: n as u32, h, w, size: p.size, stride: p.stride, pad: p.pad, cp: t.cp }
+    fn max_pool(&self, pool: PoolId, n: usize) -> MaxPool {
+        MaxPool::of(&self.spec.pools[pool.0 as usize], n)
     }
 
     pub(super) fn try_max_pool_forward(&self, pool: PoolId, x: Input, y: TensorId, n: usize) -> Result<()> {
-        let (element, pool) = (self.layout.get(y).element, self.max_pool(pool, x.t, n));
+        let (element, pool) = (self.layout.get(y).element, self.max_pool(pool, n));
         // SAFETY: as in `merge_sums`.
         unsafe { maxpool::max_pool_forward(&*self.driver, element, self.input(x), self.at(y), &pool) }
     }
 
     pub(super) fn try_max_pool_backward(&self, pool: PoolId, x: Input, dy: Grad, dx: GradDst, n: usize) -> Result<()> {
-        let (element, pool) = (self.layout.get(dx.t).element, self.max_pool(pool, x.t, n));
+        let (element, pool) = (self.layout.get(dx.t).element, self.max_pool(pool, n));
         let (x, dy, finish) = (self.input(x), self.grad(dy), self.finish(dx));
         // SAFETY: as in `merge_sums`.
         unsafe { maxpool::max_pool_backward(&*self.driver, element, x, dy, finish, &pool)? };

@@ -4,6 +4,7 @@
 use super::driver::Driver;
 use super::ops::conv::ConvPlan;
 use super::ops::operand::Precision;
+use super::precision::LossScale;
 use super::vendor::{Pass, Product};
 use crate::backend::Spec;
 use crate::error::{Error, Result};
@@ -25,7 +26,7 @@ pub struct GpuLayer {
 }
 
 /// A plan for a network: one layer a convolution, in order.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GpuPlan {
     /// [`GPU_PLAN_VERSION`].
@@ -34,6 +35,9 @@ pub struct GpuPlan {
     pub device: String,
     /// What tensors and factors are rounded to.
     pub precision: Precision,
+    /// Factor of the loss's gradient in the run that it is of; `None`: as the precision needs it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
     /// Layers in the order of [`Spec::convs`].
     pub layers: Vec<GpuLayer>,
 }
@@ -49,7 +53,13 @@ impl GpuPlan {
                 plan,
             }
         });
-        GpuPlan { version: GPU_PLAN_VERSION, device: device.into(), precision, layers: layers.collect() }
+        GpuPlan {
+            version: GPU_PLAN_VERSION,
+            device: device.into(),
+            precision,
+            loss_scale: None,
+            layers: layers.collect(),
+        }
     }
 
     /// The same with every layer sent to a vendor's library, in all three passes.

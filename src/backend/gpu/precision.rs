@@ -66,6 +66,12 @@ impl LossScale {
         if precision == Precision::F16 { LossScale::Dynamic } else { LossScale::Static(1.0) }
     }
 
+    /// Whether a finite loss may have gradients that are not: in f16, whose range is small, and wherever the scale grows until
+    /// they do. Such a step is left out.
+    pub fn overflows(self, precision: Precision) -> bool {
+        precision == Precision::F16 || self == LossScale::Dynamic
+    }
+
     /// The scale of the first step.
     pub fn first(self) -> f32 {
         match self {
@@ -81,6 +87,18 @@ impl fmt::Display for LossScale {
             LossScale::Static(scale) => write!(f, "{scale}"),
             LossScale::Dynamic => f.pad("dynamic"),
         }
+    }
+}
+
+impl Serialize for LossScale {
+    fn serialize<S: Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
+        s.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for LossScale {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }
 

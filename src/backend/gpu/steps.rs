@@ -209,7 +209,7 @@ impl<D: Driver> GpuBackend<D> {
     }
 
     /// Starts what comes after the backward pass: update, running statistics, loss scale. They write nothing once a loss was
-    /// not finite.
+    /// not finite. Where gradients may overflow ([`LossScale::overflows`]), one that did leaves the update out.
     ///
     /// # Errors
     /// A launch that fails.
@@ -217,9 +217,10 @@ impl<D: Driver> GpuBackend<D> {
         let d = &*self.driver;
         let (state, [_, grads, _]) = (self.state_at(0), self.stores());
         let growth = if scale == LossScale::Dynamic { LossScale::GROWTH_INTERVAL } else { 0 };
+        let checked = scale.overflows(self.precision);
         // SAFETY: as in `start_step`.
         unsafe {
-            if scale == LossScale::Dynamic {
+            if checked {
                 sgd::grads_check(d, grads, self.spec.stored() as u64, state)?;
             }
             self.update()?;

@@ -2,7 +2,7 @@
 
 use super::data::Data;
 use super::step::{GpuConfig, GpuFigures};
-use crate::backend::gpu::{Crops, DeviceImages, Driver, Feed, GpuBackend, LossScale, StepState};
+use crate::backend::gpu::{Crops, DeviceImages, Driver, Feed, GpuBackend, StepState};
 use crate::backend::{Backend, BatchLoss, Store};
 use crate::bench::check::{Names, Verified};
 use crate::bench::memory::Memory;
@@ -106,14 +106,12 @@ impl<'a, D: Driver> Runner<'a, D> {
         self.graph.as_ref().map_or(Ok(()), |graph| gpu(&self.net).driver().replay(graph))
     }
 
-    /// Waits, and looks at the losses of `steps` steps. Returns them, and the steps of a dynamic scale that were held.
+    /// Waits, and looks at the losses of `steps` steps. Returns them, and the steps whose update was left out.
     fn end(&mut self, steps: usize) -> Result<(Vec<BatchLoss>, u64)> {
         let losses = self.feed.losses(&**gpu(&self.net).driver(), 0..steps)?;
         losses.iter().try_for_each(|loss| self.finite(loss))?;
         let state = gpu(&self.net).state()?;
-        let held =
-            if self.kind.scale == LossScale::Dynamic { (steps as u64).saturating_sub(state.good.into()) } else { 0 };
-        Ok((losses, held))
+        Ok((losses, state.held))
     }
 
     fn finite(&mut self, loss: &BatchLoss) -> Result<()> {

@@ -30,6 +30,7 @@ const SCHEMA: u32 = 1;
 /// checked in f64: exit code 1 and no time if it is wrong.
 #[derive(clap::Args)]
 #[command(mut_arg("device", |device| device.default_value("cpu")))]
+#[command(mut_arg("precision", |kind| kind.help("Numbers on the GPU: fp16, bf16, tf32 or f32 [default: fp16]")))]
 #[command(mut_arg("loss_scale", |scale| scale.hide(true)))]
 #[command(after_help = "Examples:\n  sparse-engine bench kernels --set resnet20 --op conv_fwd --crossover\n  \
                         sparse-engine bench kernels --shape 64,56,56,64,3,1 --density 0.2 --batch 16 --json\n  \
@@ -133,7 +134,7 @@ pub(super) fn run(args: KernelsArgs) -> Result<()> {
     };
     entries.iter().try_for_each(|entry| case(entry).check())?;
     let precision = on.precision.unwrap_or(Precision::F16);
-    let (on, rows) = match on.device.found() {
+    let (on, rows) = match on.found()? {
         Device::Auto | Device::Cpu => on_cpu(entries, &case, crate::cli::threads(args.threads))?,
         Device::Cuda => {
             gpu::probe()?;

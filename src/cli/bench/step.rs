@@ -30,6 +30,7 @@ const SCHEMA: u32 = 1;
 /// On a GPU the images lie on the device, and several steps are captured in a graph and replayed, as train does.
 #[derive(clap::Args)]
 #[command(mut_arg("device", |device| device.default_value("cpu")))]
+#[command(mut_arg("precision", |kind| kind.help("Numbers on the GPU: fp16, bf16, tf32 or f32 [default: fp16, or those of --plan]")))]
 #[command(after_help = "Examples:\n  sparse-engine bench step --sparsity 0.95 --threads 1\n  \
                         sparse-engine bench step --model resnet56 --method uniform --json\n  \
                         sparse-engine bench step --device cuda --pattern block:16x16\n\n\
@@ -76,7 +77,7 @@ pub(super) struct StepArgs {
     /// Seed of images, labels, masks and initial values
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// How each layer of the sparse network runs: a file that tune wrote [default: by rule]
+    /// How each layer of the sparse network runs: a file that tune wrote, or a run's plan-cuda.json [default: by rule]
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
     /// Leave the dense network out, also the one through the vendor's libraries that a GPU has beside it
@@ -105,7 +106,7 @@ struct On {
 
 pub(super) fn run(args: StepArgs) -> Result<()> {
     let on = args.device.resolve()?;
-    let found = on.device.found();
+    let found = on.found()?;
     let config = args.config(found != Device::Cpu)?;
     let (report, on) = match found {
         Device::Auto | Device::Cpu => {

@@ -45,7 +45,7 @@ impl Ids {
 /// All layers, each with norms of its input and its output, tensors flush against guards if asked for.
 fn spec(flush: Option<Flush>) -> (Spec, Vec<Ids>) {
     let mut spec = Spec { batch: BATCH, arena: GUARD_ROOM, ..Spec::default() };
-    spec.pools.push(PoolSpec { size: 3, stride: 2, pad: 1 });
+    spec.pools.push(PoolSpec { plane: Plane { c: 1, h: 1, w: 1 }, size: 3, stride: 2, pad: 1 });
     let mut ids = vec![];
     for (g, keep) in LAYERS {
         let first = spec.tensors.len() as u32;

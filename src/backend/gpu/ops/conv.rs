@@ -188,7 +188,7 @@ impl Conv {
     }
 
     /// Rows must be counted in 31 bits.
-    fn check_images(&self, images: u32) -> Result<()> {
+    pub(in super::super) fn check_images(&self, images: u32) -> Result<()> {
         let g = &self.geom;
         let rows = pixels(images, g.h.max(g.p()) + g.stride, g.w.max(g.q()) + g.stride);
         if images > 0 && rows < 1 << 31 {

@@ -20,6 +20,7 @@ pub enum Kind {
 
 /// The kernel of a forward pass or data gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tile {
     /// How it reads.
     pub kind: Kind,
@@ -29,6 +30,7 @@ pub struct Tile {
 
 /// The kernel of a weight gradient.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct WeightTile {
     /// Output channels of a block: 16, 32, 64 or 128. Without tensor cores 16.
     pub tile: u32,
@@ -38,6 +40,7 @@ pub struct WeightTile {
 
 /// The kernels of one convolution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ConvPlan {
     /// Forward.
     pub forward: Tile,

@@ -1,8 +1,9 @@
 //! Launchers of `kernels/maxpool.cu`.
 
 use super::super::driver::{Arg, Driver};
-use super::operand::{Element, Finish, Operand};
+use super::operand::{Element, Finish, Operand, padded};
 use super::rows::{self, Tile};
+use crate::backend::{Plane, PoolSpec};
 use crate::error::{Error, Result};
 
 /// Rows of the output that a lane of the forward pass takes.
@@ -70,6 +71,12 @@ const _: () = assert!(size_of::<Geom>() == 40);
 const _: () = assert!(size_of::<MaxPoolForward>() == 80 && size_of::<MaxPoolBackward>() == 200);
 
 impl MaxPool {
+    /// Of `n` images.
+    pub fn of(pool: &PoolSpec, n: usize) -> Self {
+        let Plane { c, h, w } = pool.plane;
+        MaxPool { n: n as u32, h, w, size: pool.size, stride: pool.stride, pad: pool.pad, cp: padded(c) }
+    }
+
     /// Rows and columns of the output.
     pub fn output(&self) -> [u32; 2] {
         [self.h, self.w].map(|len| (len + 2 * self.pad).saturating_sub(self.size) / self.stride.max(1) + 1)
@@ -78,6 +85,14 @@ impl MaxPool {
     /// Blocks of the backward pass, each of which leaves a row of partial sums.
     pub fn blocks(&self) -> u64 {
         u64::from(self.n) * u64::from(self.h.div_ceil(TILE[0])) * u64::from(self.w.div_ceil(TILE[1]))
+    }
+
+    /// Whether the kernels can do it.
+    ///
+    /// # Errors
+    /// One line that says why not.
+    pub fn check(&self) -> Result<()> {
+        self.geom().and_then(|geom| self.backward_tile(&geom)).map(drop)
     }
 
     fn geom(&self) -> Result<Geom> {

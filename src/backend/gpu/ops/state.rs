@@ -30,6 +30,8 @@ pub struct StepState {
     pub first: u64,
     /// Index in its epoch of the batch that is read; the end of a step adds 1.
     pub batch: u64,
+    /// Steps that `hold` left out so far.
+    pub held: u64,
 }
 
 impl From<SgdStep> for StepState {
@@ -47,4 +49,4 @@ impl From<SgdStep> for StepState {
     }
 }
 
-const _: () = assert!(size_of::<StepState>() == 64);
+const _: () = assert!(size_of::<StepState>() == 72);

@@ -124,7 +124,7 @@ impl<D: Driver> Layers<D> {
         let row = u64::from(cp) * element.bytes() as u64; // a multiple of 16
         // SAFETY: the caller's promise.
         unsafe {
-            join::join_forward(driver, element, &Join { a: operand, y: to, rows, cp, ..Join::default() })?;
+            join::join_forward(driver, element, false, &Join { a: operand, y: to, rows, cp, ..Join::default() })?;
             gather::zero_fill(driver, to + rows * row, rest * row / 16)?;
         }
         Ok(to)
