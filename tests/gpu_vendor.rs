@@ -167,6 +167,19 @@ fn plan_files_tell_of_the_vendor() {
         assert_eq!(text.contains("\"kind\":\"Vendor\"") && text.contains("\"weight_by_vendor\":true"), plan != own);
         assert!(plan != own || !text.contains("endor"), "a plan without a vendor says nothing of one: {text}");
     }
+    // A word that is not known is no plan: it would be one that does something else.
+    let text = std::fs::read_to_string(&path).unwrap();
+    for (from, to) in [
+        ("\"splits\"", "\"weight_by_vendors\":true,\"splits\""),
+        ("\"columns\"", "\"rows\":1,\"columns\""),
+        ("\"forward\"", "\"weight_by_vendors\":true,\"forward\""),
+        ("\"precision\"", "\"scale\":1,\"precision\""),
+        ("\"weights\"", "\"weight\":1,\"weights\""),
+    ] {
+        std::fs::write(&path, text.replacen(from, to, 1)).unwrap();
+        let error = read_gpu_plan(&path).unwrap_err().to_string();
+        assert!(error.contains("unknown field") && error.contains("plan.json"), "{to}: {error}");
+    }
     assert!(own.vendor().layers[0].plan.by_vendor(Pass::Weight) && !own.layers[0].plan.by_vendor(Pass::Forward));
 }
 

@@ -122,6 +122,11 @@ pub(super) fn end_block(s: &Summary) -> String {
     }
     let images = count(s.results.test_last.score.n);
     let _ = writeln!(text, "on {images} test images, {}, seed {}", s.data.source, seeds(s));
+    if s.held_steps > 0 {
+        let (held, steps) = (count(s.held_steps), count(s.steps));
+        let _ =
+            writeln!(text, "{held} of {steps} steps left out: a gradient overflowed; a smaller --loss-scale avoids it");
+    }
     text += "\n";
     text += &cost_table(s);
     let _ = write!(text, "\nrun directory: {}\n", s.run.display());

@@ -203,8 +203,8 @@ impl TrainArgs {
             return Ok(());
         }
         Err(Error::Usage(format!(
-            "{} cannot be given with --resume {}: a run goes on as it began (--device, --threads, --checkpoint-every and \
-             --quiet may change)",
+            "{} cannot be given with --resume {}: a run goes on as it began (--threads, --checkpoint-every and --quiet may \
+             change, and --device; numbers on a GPU are those of plan-cuda.json)",
             names.join(", "),
             run.display()
         )))

@@ -105,10 +105,11 @@ fn the_vendor_is_measured_beside_or_said_to_be_missing() {
 #[test]
 fn a_loss_scale_that_overflows_is_let_settle() {
     // Nothing is checked: only the scale matters.
-    let config = Config { check: false, steps: 1, ..small() };
+    let config = Config { check: false, steps: 1, batch: 1, ..small() };
     let report = measure(&config, Precision::F16, GpuConfig::new(LossScale::Dynamic), Skip::Never, false).unwrap();
     let (figures, gpu) = (report.sparse.gpu.unwrap(), report.gpu.unwrap());
     assert_eq!((figures.held_steps, figures.graph_steps_verified, gpu.checked_batch), (0, None, None));
+    assert!(figures.loss_scale < LossScale::FIRST, "it did overflow: {}", figures.loss_scale);
     assert!(report.sparse.verified.is_none() && !report.sparse.phases_ms.is_empty());
 }
 
