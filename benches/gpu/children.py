@@ -79,20 +79,31 @@ def start(argv, **options):
     return child
 
 
-def run(argv, limit_s, env=None, cwd=None):
-    """Runs a program to its end. Raises TimedOut, and nothing of it is left, if that takes longer than `limit_s`."""
+def run(argv, limit_s, env=None, cwd=None, stop_when=None):
+    """Runs a program to its end. Raises TimedOut, and nothing of it is left, if that takes longer than `limit_s`. Once
+    `stop_when()` is true it is sent SIGUSR1."""
     began = time.monotonic()
     # Files, not pipes: a pipe stays open as long as any grandchild holds it.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = start(argv, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=env, cwd=cwd)
         try:
-            code = child.wait(timeout=limit_s)
+            if stop_when:
+                _stop(child, stop_when, began + limit_s)
+            code = child.wait(timeout=max(0.0, began + limit_s - time.monotonic()))
         except subprocess.TimeoutExpired as e:
             raise TimedOut(f"no answer in {limit_s:.0f} s") from e
         finally:
             kill(child)
         wall = time.monotonic() - began
         return Done(code, _text(out), _text(err), wall)
+
+
+def _stop(child, when, end):
+    while child.poll() is None and time.monotonic() < end:
+        if when():
+            child.send_signal(signal.SIGUSR1)
+            return
+        time.sleep(0.001)
 
 
 def kill(child):

@@ -1,4 +1,5 @@
-"""How this engine is called, and what its answers must hold. The only file that knows its command line and keys."""
+"""How this engine is called, and what its answers must hold. No other file knows its command line and keys, but runs.py
+those of `train`."""
 
 import dataclasses
 import re
@@ -10,6 +11,7 @@ PRECISIONS = ("fp16", "bf16", "tf32")
 BLOCK = "block:16x16"
 SMALL = {"steps": 200, "warmup": 20}  # 3x32x32: fractions of a millisecond to a few milliseconds a step
 LARGE = {"steps": 20, "warmup": 5}  # 3x224x224
+VENDOR_SHARE = 2 / 3  # of a limit, for the process with the vendor's libraries; the rest is for ours alone, if it fails
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +46,17 @@ def cases(precisions=PRECISIONS, full=False):
     return found
 
 
-def step_command(binary, case, model, batch, *, steps, warmup, check=False, image=None):
-    """`bench step` of one network by itself."""
+def step_command(binary, case, model, batch, *, steps, warmup, check=False, image=None, vendor=False):
+    """`bench step` of one network by itself, or (`vendor`) with the dense one beside it, ours and the vendor's."""
     return [
         str(binary),
         *["bench", "step", "--device", "cuda", "--model", model, "--batch", str(batch)],
         *["--method", case.method, *(["--sparsity", f"{case.sparsity:g}"] if case.method != "dense" else [])],
         *["--precision", case.precision, *(["--pattern", case.pattern] if case.pattern else [])],
         *(["--image-size", str(image)] if image else []),
-        *["--steps", str(steps), "--warmup", str(warmup), "--no-dense", *([] if check else ["--no-check"]), "--json"],
+        *["--steps", str(steps), "--warmup", str(warmup), *([] if vendor else ["--no-dense"])],
+        *([] if check else ["--no-check"]),
+        "--json",
     ]
 
 
@@ -76,13 +80,15 @@ def step(binary, case, model, batch, limit_s, **options):
     done = children.run(step_command(binary, case, model, batch, **options), limit_s)
     answer = _answer(done)
     asked = {"model": model, "batch": batch, "method": case.method, "sparsity": case.sparsity}
-    _repeats(answer, asked, required=True)
-    _repeats(answer, {"precision": case.precision, "pattern": case.pattern or "unstructured", "device": "cuda"})
+    repeats(answer, asked, required=True)
+    repeats(answer, {"precision": case.precision, "pattern": case.pattern or "unstructured", "device": "cuda"})
     if str(answer.get("backend", "cpu")).startswith("cpu"):
         raise children.Failed(f"answered for backend {answer.get('backend')!r}, asked for cuda")
     if answer.get("checked") is not bool(options.get("check", False)):
         raise children.Failed(f"answered for checked {answer.get('checked')!r}, asked for {options.get('check')!r}")
     median = _positive(answer, "step_ms_median")
+    vendor = _vendor(answer) if options.get("vendor") else {}
+    beside = f", vendor {ms(vendor['vendor_step_ms_median'])} ms" if "vendor_step_ms_median" in vendor else ""
     return {
         "batch": batch,
         "step_ms_median": median,
@@ -99,9 +105,39 @@ def step(binary, case, model, batch, limit_s, **options):
         "checked_batch": answer.get("checked_batch"),
         "commit": answer.get("commit"),
         "backend": answer.get("backend"),
+        **vendor,
         "wall_s": round(done.wall_s, 2),
-        "said": f"{ms(median)} ms",
+        "said": f"{ms(median)} ms{beside}",
     }
+
+
+def _vendor(answer):
+    """The dense network through the vendor's libraries, or why it was not measured."""
+    if why := answer.get("vendor_missing"):
+        return {"vendor_missing": str(why)}
+    return {
+        "vendor_step_ms_median": _positive(answer, "vendor_step_ms_median"),
+        "vendor_step_ms_min": _positive(answer, "vendor_step_ms_min"),
+        "vendor_memory_bytes": (answer.get("vendor_bytes") or {}).get("total"),
+        "vendor_launches": answer.get("vendor_launches"),
+        "vendor_launched_ms_median": answer.get("vendor_launched_ms_median"),
+        "vendor_backend": answer.get("vendor_backend"),
+        "vendor_products": answer.get("vendor_products"),
+    }
+
+
+def step_beside_vendor(binary, case, model, batch, limit_s, missing=None, **options):
+    """A sample of our dense network, and in the same process, in turn, of the dense network through the vendor's
+    libraries. Where that process fails ours alone is measured. `missing`: why an earlier sample has nothing of the
+    vendor's."""
+    deadline = children.Deadline(limit_s)
+    if not missing:
+        try:
+            return step(binary, case, model, batch, limit_s * VENDOR_SHARE, vendor=True, **options)
+        except children.Failed as e:
+            missing = f"no answer with it: {e}"
+    sample = step(binary, case, model, batch, deadline.left(), **options)
+    return {**sample, "vendor_missing": missing}
 
 
 def kernels(binary, case, model, batch, ops, time_ms, limit_s):
@@ -115,6 +151,7 @@ def kernels(binary, case, model, batch, ops, time_ms, limit_s):
         _positive(each, "ms_median")
     return {
         "batch": batch,
+        "precision": case.precision,
         "results": results,
         "peaks": answer.get("peaks"),
         "wall_s": round(done.wall_s, 2),
@@ -133,7 +170,7 @@ def _answer(done):
         raise children.Failed(str(e)) from e
 
 
-def _repeats(answer, asked, required=False):
+def repeats(answer, asked, required=False):
     """The answer must repeat what was asked; keys that it does not have count where they are required."""
     for key, want in asked.items():
         got = answer.get(key)

@@ -17,15 +17,56 @@ misbehave()
 if args[0] == "selftest":
     print("all kernels agree"); sys.exit(0)
 value = lambda name, default=None: args[args.index(name) + 1] if name in args else default
+if args[0] == "train":
+    import pathlib
+    run = pathlib.Path(value("--out") or value("--resume"))
+    run.mkdir(exist_ok=True)
+    if "--out" in args:
+        device, seed, precision = value("--device"), int(value("--seed")), value("--precision")
+        (run / "config.toml").write_text(json.dumps([device, seed, precision, int(value("--epochs"))]))
+        (run / "metrics.jsonl").touch()
+    device, seed, precision, epochs = json.loads((run / "config.toml").read_text())
+    stop = []
+    signal.signal(signal.SIGUSR1, lambda *_: stop.append(1))
+    accuracy = behaviour.get("accuracy", {}).get(precision, 0.85 + 0.005 * seed)
+    loss = behaviour.get("losses", {}).get(args[1], 0.5)
+    key = ["step", "epoch", "split", "loss", "accuracy", "n", "lr"]
+    done = (run / "metrics.jsonl").read_text().count('"test"')
+    for epoch in range(done + 1, epochs + 1):
+        with open(run / "metrics.jsonl", "a") as f:
+            for split in ("train", "test"):
+                record = dict(zip(key, (63 * epoch, epoch, split, loss, accuracy, 2000, 0.1)))
+                f.write(json.dumps({"schema": 1, "time_s": time.time(), **record}) + "\\n")
+        time.sleep(behaviour.get("epoch_s", 0))
+        if stop and epoch < epochs and not behaviour.get("deaf"):
+            print(f"stopped at step {63 * epoch}; checkpoint written to x", file=sys.stderr); sys.exit(75)
+    salt = behaviour.get("bytes", {}).get("--resume" if "--resume" in args else precision, "")
+    salt = str(time.time()) if salt == "any" else salt
+    (run / "last.safetensors").write_text(f"{device} {precision} {seed} {salt}")
+    (run / "plan-cuda.json").write_text(json.dumps({"precision": precision}))
+    last = {"epoch": epochs, "loss": loss, "accuracy": accuracy, "n": 2000}
+    config = {"epochs": epochs, "seed": {"init": seed, "mask": seed, "data": seed}}
+    summary = {"config": config, "device": f"{device} NVIDIA H100", "threads": 16, "steps": 63 * epochs}
+    summary |= {"train_time_s": 1.5, "images_per_s": 9.0, "results": {"test_last": last}}
+    (run / "summary.json").write_text(json.dumps(summary)); sys.exit(0)
 ms = 2.0 if value("--method") == "dense" else 1.0
 base = {"schema": 1, "commit": "0123456789ab", "batch": int(value("--batch"))}
 if args[1] == "kernels":
     shape = {"c": 16, "h": 32, "w": 32, "k": 32, "r": 3, "s": 3, "stride": 2, "pad": 1}
     result = {"op": "conv_fwd", "layers": 2, "shape": shape, "ms_median": 0.5, "ms_min": 0.4}
-    result |= {"dense_ms_median": 1.0, "vendor_ms_median": 0.25}
-    print(json.dumps({**base, "bench": "kernels", "results": [result]})); sys.exit(0)
-if base["batch"] > behaviour.get("fits", 1000):
+    result |= {"dense_ms_median": 1.0, "vendor_ms_median": 0.25, "sparse_over_vendor": 2.0, "vendor_missing": None}
+    if missing := behaviour.get("vendor_missing"):
+        result |= {"vendor_ms_median": None, "sparse_over_vendor": None, "vendor_missing": missing}
+    peaks = {"copy_gb_s": 2512.5, "fill_gb_s": 2800.0, "mma_gflops": 612345.0}
+    print(json.dumps({**base, "bench": "kernels", "peaks": peaks, "results": [result]})); sys.exit(0)
+beside = "--no-dense" not in args
+if base["batch"] > behaviour.get("fits", 1000) or beside and base["batch"] > behaviour.get("fits_beside", 1000):
     sys.exit("error: CUDA_ERROR_OUT_OF_MEMORY")
+if beside:
+    times = {"vendor_step_ms_median": 1.6 * base["batch"] / 128, "vendor_step_ms_min": 1.5 * base["batch"] / 128}
+    base |= {**times, "vendor_bytes": {"total": 7000000}, "vendor_products": [58, 60], "vendor_missing": None}
+    if missing := behaviour.get("vendor_missing"):
+        base |= dict.fromkeys([k for k in base if k.startswith("vendor_")]) | {"vendor_missing": missing}
 print(json.dumps({**base, "bench": "step", "backend": "cuda NVIDIA H100", "model": value("--model"),
     "method": value("--method"), "sparsity": float(value("--sparsity", 0)), "precision": value("--precision"),
     "pattern": value("--pattern", "unstructured"), "steps": int(value("--steps")), "maskable": 270896,

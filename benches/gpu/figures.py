@@ -56,6 +56,18 @@ def faster(ours, theirs):
     return Ratio(value, min(each, default=value), max(each, default=value), len(each))
 
 
+def through_vendor(row):
+    """The row of the dense network through the vendor's libraries, which is in the samples of our dense one; None if no
+    sample has it."""
+    measured = [s for s in row["samples"] if s.get("vendor_step_ms_median")]
+    if not measured or row.get("kind") != "engine":
+        return None
+    taken = ("step_ms_median", "step_ms_min", "memory_bytes", "launches", "launched_ms_median")
+    samples = [{**s, **{key: s.get(f"vendor_{key}") for key in taken}} for s in measured]
+    title = f"this engine, dense through cuDNN and cuBLASLt, {row['precision']}"
+    return {**row, "kind": "vendor", "title": title, "samples": samples}
+
+
 class Model:
     """The figures of one network."""
 
@@ -63,6 +75,9 @@ class Model:
         self.rows = rows
         self.torch = {r["variant"]: figure(r) for r in rows if r["kind"] == "torch"}
         self.ours = {_case(r): figure(r) for r in rows if r["kind"] == "engine"}
+        vendor = [v for v in map(through_vendor, rows) if v]
+        self.vendor = {v["precision"]: figure(v) for v in vendor}
+        self.vendor_missing = _missing(rows)
 
     def our_dense(self, precision):
         return self.ours.get(("dense", 0.0, None, precision))
@@ -97,6 +112,15 @@ class Model:
         return dict(zip(("precision", "launches", "fusion", "sparsity"), factors)) | {
             "all": faster(steps[-1], steps[0])
         }
+
+
+def _missing(rows):
+    """Why there is no time through the vendor's libraries -> the precisions without."""
+    found = {}
+    for row in rows:
+        for why in {s["vendor_missing"] for s in row["samples"] if s.get("vendor_missing")}:
+            found.setdefault(why, []).append(row["precision"])
+    return found
 
 
 def by_model(rows):

@@ -6,6 +6,7 @@
 writes FILE.md beside each.
 """
 
+import collections
 import json
 import pathlib
 import statistics
@@ -14,6 +15,7 @@ import sys
 import figures
 import goals
 import store
+import training
 import variants
 from reused import ms
 
@@ -22,15 +24,21 @@ A step is zero_grad, forward, cross-entropy, backward and SGD with Nesterov mome
 one sample each a round, in processes that share the device with no other work. PyTorch trains on one batch of random
 images that is already on the device, and is timed by CUDA events around blocks of several steps after a warm-up, with
 cuDNN choosing its algorithms by measuring and SGD `fused`; f32 and TF32 in PyTorch's default layout, AMP in
-channels_last, fp16 with a GradScaler. This engine is timed by its own `bench step`, a process a sample. Milliseconds:
-median, minimum and maximum over the rounds of each sample's median step."""
+channels_last, fp16 with a GradScaler. This engine is timed by its own `bench step`, a process a sample; in that of
+its dense network the same through cuDNN and cuBLASLt takes turns, with this engine's kernels around their products.
+Milliseconds: median, minimum and maximum over the rounds of each sample's median step."""
+TRAIN = f"""\
+Runs of the default recipe cut to {training.EPOCHS} epochs, on the images inside the binary. An accuracy is allowed
+within {training.DEVIATIONS} sample standard deviations of the mean of the CPU's runs, or within
+{100 * training.LEAST_MARGIN:g} percentage points if that is more."""
 MEMORY = "Memory: of PyTorch, what its tensors took at most; of this engine, all that its backend holds."
 
 
 def render(data):
     """The whole text."""
     parts = [f"# {data['stage']} on {data['key']['device']}", _head(data), _runs(data)]
-    body = {"selftest": _selftest, "sanitize": _sanitize, "kernels": _kernels}.get(data["stage"], _peers)
+    known = {"selftest": _selftest, "sanitize": _sanitize, "train": _train, "kernels": _kernels}
+    body = known.get(data["stage"], _peers)
     return "\n\n".join([*parts, *body(data["rows"])]) + "\n"
 
 
@@ -94,8 +102,40 @@ def _sanitize(rows):
     ]
 
 
+def _train(rows):
+    lines, verdicts = [], []
+    for r in rows:
+        s = r["samples"][-1] if r["samples"] else {}
+        if r.get("kind") == "verdict":
+            found = s or r  # what was refused is in the row itself
+            allowed = f"{_percent(found.get('low'))} to {_percent(found.get('high'))}"
+            values = [_percent(found.get(key)) for key in ("accuracy", "mean", "deviation")]
+            verdicts.append([r["title"], *values, allowed, "within" if r["status"] == "done" else _why(r)])
+            continue
+        what = f"the same bytes as {r['like']}" if r.get("like") else ""
+        note = (what or "done") if r["status"] == "done" else _why(r)
+        stopped = f", stopped at step {s['stopped_at']}" if "stopped_at" in s else ""
+        figures_ = [_percent(s.get("accuracy")), f"{s['loss']:.4f}" if s else "-", s.get("train_time_s", "-")]
+        lines.append([r["title"], *figures_, f"`{s['sha256'][:12]}`" if s else "-", note + stopped])
+    return [
+        TRAIN,
+        _summary(rows),
+        table(["", "test accuracy", "loss", "s in steps", "last.safetensors, sha256", ""], lines),
+        "Is the accuracy one that the CPU's runs have?",
+        table(["", "test accuracy", "CPU: mean", "deviation", "allowed", ""], verdicts),
+    ]
+
+
+def _percent(share):
+    return "-" if share is None else f"{100 * share:.2f} %"
+
+
 def _kernels(rows):
     parts = ["Milliseconds a call; each result is checked in f64 before it is timed.", _summary(rows)]
+    if peaks := _peaks(rows):
+        parts.append(f"Measured beside them: {peaks}.")
+    if missing := _without_vendor(rows):
+        parts.append(f"Layers without a time through the vendor's libraries: {missing}.")
     for r in rows:
         parts.append(f"## {r['title']}")
         if not r["samples"]:
@@ -130,6 +170,26 @@ def _kernels(rows):
     return parts
 
 
+def _peaks(rows):
+    """What the device reached, of the last row of each precision."""
+    found = {}
+    for r in rows:
+        for s in r["samples"]:
+            peaks = s.get("peaks") or {}
+            if peaks.get("mma_gflops"):
+                found[s["precision"]] = f"{peaks['mma_gflops'] / 1e3:,.1f} TFLOP/s by mma.sync in {s['precision']}"
+            if peaks.get("copy_gb_s"):
+                found["copy"] = f"{peaks['copy_gb_s']:,.0f} GB/s copied"
+    return ", ".join(found.values())
+
+
+def _without_vendor(rows):
+    """Each reason once, with how many results have it."""
+    results = [each for r in rows for s in r["samples"][-1:] for each in s["results"]]
+    counts = collections.Counter(each["vendor_missing"] for each in results if each.get("vendor_missing"))
+    return "; ".join(f"{n} of {len(results)}, {why}" for why, n in counts.items())
+
+
 def _shape(result):
     s = result.get("shape") or {}
     if result.get("op", "").startswith("conv"):
@@ -150,22 +210,37 @@ def _peers(rows):
 
 def _times(model):
     lines = []
-    for row in model.rows:
+    for row in [r for row in model.rows for r in (row, figures.through_vendor(row)) if r]:
         f = figures.figure(row)
+        if f is None and row["kind"] == "vendor":
+            continue  # the line of our own dense network says why
         if f is None:
             lines.append([row["title"], "", "", "", "", "", "", "", _why(row)])
             continue
         memory = row["samples"][-1].get("memory_bytes")
-        checked = row.get("kind") == "engine" and any(s.get("checked") for s in row["samples"])
+        checked = row.get("kind") != "torch" and any(s.get("checked") for s in row["samples"])
         note = "; ".join(
-            n for n in ("checked first" if checked else "", "" if row["status"] == "done" else _why(row)) if n
+            n
+            for n in (
+                "checked first" if checked else "",
+                _products(row),
+                "" if row["status"] == "done" else _why(row),
+            )
+            if n
         )
         lines.append(
             [row["title"], f.batch, ms(f.median_ms), ms(f.min_ms), ms(f.max_ms), f.n, f"{f.images_per_s:,.0f}"]
             + [f"{memory / 1e6:,.0f}" if memory else "-", note]
         )
     head = ["", "batch", "step ms", "min", "max", "n", "images/s", "memory MB", ""]
-    return f"{table(head, lines)}\n\n{MEMORY}"
+    missing = [f"Not through the vendor's libraries, {', '.join(p)}: {why}." for why, p in model.vendor_missing.items()]
+    return "\n\n".join([table(head, lines), MEMORY, *missing])
+
+
+def _products(row):
+    """How much of the dense network the vendor's libraries make: the rest is made by our kernels."""
+    made = row["samples"][-1].get("vendor_products") if row["kind"] == "vendor" else None
+    return f"{made[0]} of {made[1]} products by the libraries" if made else ""
 
 
 def _ratios(model):
@@ -174,14 +249,19 @@ def _ratios(model):
     if not ours or not theirs:
         return []
     head = ["speed of / over", *(variants.VARIANTS[n].title.removeprefix("PyTorch ") for n, _ in theirs), "our dense"]
+    vendor = any(model.vendor.values())
+    head += ["dense by cuDNN, cuBLASLt"] if vendor else []
     lines, losses, all_ = [], 0, 0
     for f in ours:
         ratios = [figures.faster(f, rival) for _, rival in theirs]
         dense = model.our_dense(f.row["precision"])
         own = None if f.row["method"] == "dense" else figures.faster(f, dense)
-        losses += sum(r.value < 1 for r in [*ratios, own] if r)
-        all_ += sum(r is not None for r in [*ratios, own])
-        lines.append([f.row["title"].removeprefix("this engine, "), *map(_ratio, ratios), _ratio(own)])
+        ratios.append(own)
+        if vendor:
+            ratios.append(figures.faster(f, model.vendor.get(f.row["precision"])))
+        losses += sum(r.value < 1 for r in ratios if r)
+        all_ += sum(r is not None for r in ratios)
+        lines.append([f.row["title"].removeprefix("this engine, "), *map(_ratio, ratios)])
     return [
         "Images a second of this engine (rows) over a rival's (columns); in brackets the range over the rounds. Below "
         "1 this engine is the slower one, in bold.",

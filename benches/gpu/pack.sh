@@ -4,7 +4,7 @@
 #
 #   benches/gpu/pack.sh OUT [TEST...]
 #
-# OUT/sparse-engine, OUT/tests/TEST; default tests: ops, and all of tests/gpu_* that run on a GPU.
+# OUT/sparse-engine, OUT/tests/TEST; default tests: those that do more on a GPU, see below.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '5,7s/^# *//p' "$0" >&2; exit 2; }
 out=$(realpath -m "$1")
@@ -14,12 +14,15 @@ root=$(pwd -P)
 
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then
-    tests=(ops)
-    for file in tests/gpu_*.rs tests/gpu_*/main.rs; do
-        name=$(basename "${file%/main.rs}" .rs)
-        # These are about the host emulation and about drivers that are not there.
-        [[ $name == gpu_emu || $name == gpu_probe ]] || tests+=("$name")
-    done
+    tests=(
+        ops          # every operation of the backend in every precision
+        gpu_ops      # every kernel but convolutions, by itself
+        gpu_conv     # convolution kernels: geometries, tiles, masks, operands, epilogues
+        gpu_lockstep # 20 training steps of ResNet-20 beside the CPU
+    )
+    # The others do nothing more there. gpu_bench, gpu_train and gpu_vendor run emulated only. gpu_emu is about the
+    # emulation, gpu_build about nvcc, gpu_probe and gpu_vendor_cuda about counterfeit libraries; the last three also look
+    # for files in the folder they were built in.
 fi
 
 # A profile of its own beside `release`: other flags would make cargo build that anew each time.

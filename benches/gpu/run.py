@@ -4,6 +4,7 @@
     benches/gpu/pack.sh target/gpu                                  # where Rust is
     python3 benches/gpu/run.py selftest    --bin target/gpu/sparse-engine --tests target/gpu/tests
     python3 benches/gpu/run.py sanitize    --bin target/gpu/sparse-engine
+    python3 benches/gpu/run.py train       --bin target/gpu/sparse-engine
     python3 benches/gpu/run.py peers-small --bin target/gpu/sparse-engine
     python3 benches/gpu/run.py peers-224   --bin target/gpu/sparse-engine
     python3 benches/gpu/run.py kernels     --bin target/gpu/sparse-engine
@@ -33,9 +34,10 @@ import markdown
 import peers
 import schedule
 import store
+import training
 from reused import ROOT, names
 
-STAGES = ("selftest", "sanitize", "peers-small", "peers-224", "kernels")
+STAGES = ("selftest", "sanitize", "train", "peers-small", "peers-224", "kernels")
 MODELS = {"peers-small": peers.SMALL, "peers-224": peers.LARGE, "kernels": kernels.MODELS}
 RESULTS = ROOT / "benches" / "results"
 MOST_DEADLINE_S = 420
@@ -67,7 +69,7 @@ def main():
         sys.exit(69)
     results = store.Store.open(args.stage, head, args.out, args.earlier, markdown.render)
     bench = peers.Bench(args.bin, peer_options(args), results.machine)
-    rows = [r for r in stage_rows(args, tests, bench) if args.only.search(r.id)]
+    rows = [r for r in stage_rows(args, tests, bench, results) if args.only.search(r.id)]
     if not rows:
         print(f"run: --only {args.only.pattern}: no row of {args.stage} has that in its id", file=sys.stderr)
         sys.exit(2)
@@ -92,11 +94,13 @@ def main():
     sys.exit(code)
 
 
-def stage_rows(args, tests, bench):
+def stage_rows(args, tests, bench, results):
     if args.stage == "selftest":
         return checks.selftest_rows(args.bin, tests)
     if args.stage == "sanitize":
         return checks.sanitize_rows(args.bin)
+    if args.stage == "train":
+        return training.rows(args.bin, results)
     if args.stage == "kernels":
         return kernels.rows(args.bin, args.model, args.batch)
     return bench.rows(args.stage, args.model, args.batch)

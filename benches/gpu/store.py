@@ -65,6 +65,10 @@ class Store:
     def row(self, row_id):
         return self._rows[row_id]
 
+    def find(self, row_id):
+        """A row of this or an earlier run, or None."""
+        return self._rows.get(row_id)
+
     def add(self, row_id, sample, rounds):
         row = self._rows[row_id]
         row["samples"].append({**sample, "run": len(self.data["runs"])})

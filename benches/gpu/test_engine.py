@@ -3,6 +3,7 @@
 import json
 import sys
 import unittest
+import unittest.mock
 
 import children
 import engine
@@ -24,6 +25,13 @@ class Engine(unittest.TestCase):
             dense,
             "se bench step --device cuda --model vgg19 --batch 2 --method dense --precision tf32 --image-size 8 "
             "--steps 1 --warmup 1 --no-dense --json".split(),
+        )
+        case = engine.Case("dense", 0.0, "fp16")
+        beside = engine.step_command("se", case, "vgg19", 2, steps=1, warmup=1, vendor=True)
+        self.assertEqual(
+            beside,
+            "se bench step --device cuda --model vgg19 --batch 2 --method dense --precision fp16 --steps 1 --warmup 1 "
+            "--no-check --json".split(),
         )
         kernels = engine.kernels_command("se", CASE, "resnet50", 64, ("conv_fwd", "bn"), 50)
         self.assertIn(
@@ -66,6 +74,29 @@ class Engine(unittest.TestCase):
             with self.subTest(changed), self.assertRaises(children.Failed) as caught:
                 answered(**changed)
             self.assertIn(said, str(caught.exception))
+
+    def test_the_vendor_is_measured_or_says_why_not(self):
+        vendor = {"vendor_missing": None, "vendor_step_ms_median": 2.5, "vendor_step_ms_min": 2.25}
+        found = engine._vendor({**vendor, "vendor_bytes": {"total": 7}, "vendor_products": [58, 60]})
+        self.assertEqual((found["vendor_step_ms_median"], found["vendor_memory_bytes"]), (2.5, 7))
+        self.assertEqual(engine._vendor({"vendor_missing": "too old"}), {"vendor_missing": "too old"})
+        with self.assertRaisesRegex(children.Failed, "vendor_step_ms_median: wanted a positive number, got None"):
+            engine._vendor({"vendor_missing": None})
+
+    def beside(self, *answers, missing=None):
+        with unittest.mock.patch("engine.step", side_effect=answers) as step:
+            sample = engine.step_beside_vendor("se", CASE, "vgg19", 128, 90, missing, steps=1, warmup=1)
+        return sample, [(c.args[-1], c.kwargs.get("vendor", False)) for c in step.call_args_list]
+
+    def test_ours_alone_where_the_process_with_the_vendor_fails(self):
+        self.assertEqual(self.beside({"batch": 1}), ({"batch": 1}, [(60, True)]))
+        for fault in (children.TimedOut("no answer in 60 s"), children.OutOfMemory("full"), children.Failed("crash")):
+            sample, calls = self.beside(fault, {"batch": 1})
+            self.assertEqual(sample, {"batch": 1, "vendor_missing": f"no answer with it: {fault}"})
+            self.assertEqual([with_it for _, with_it in calls], [True, False])
+        self.assertEqual(self.beside({"batch": 1}, missing="too old")[0], {"batch": 1, "vendor_missing": "too old"})
+        with self.assertRaises(children.OutOfMemory):
+            self.beside(children.OutOfMemory("full"), children.OutOfMemory("full"))
 
 
 if __name__ == "__main__":

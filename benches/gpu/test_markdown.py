@@ -120,6 +120,28 @@ class Markdown(unittest.TestCase):
         self.assertIn("Slower than the rival: 3 of 9.", text)
         self.assertNotIn("differs from its commit", text)
 
+    def test_dense_through_the_vendor(self):
+        dense = engine_row(DENSE, 2.0, 2.0)
+        for sample, took in zip(dense["samples"], (1.5, 1.75)):
+            sample |= {"vendor_step_ms_median": took, "vendor_memory_bytes": 7e6, "vendor_products": [28, 30]}
+        bf16 = engine_row(engine.Case("dense", 0.0, "bf16"), 3.0)
+        bf16["samples"][0]["vendor_missing"] = "no libcudnn.so.9"
+        text = markdown.render({**HEAD, "rows": [ROWS[0], dense, engine_row(UNIFORM, 1.0, 1.0), bf16]})
+        for line in (
+            "| this engine, dense through cuDNN and cuBLASLt, fp16 | 128 | 1.62 | 1.50 | 1.75 | 2 | 78,769 | 7 | "
+            "28 of 30 products by the libraries |",
+            "Not through the vendor's libraries, bf16: no libcudnn.so.9.",
+            "| speed of / over | eager, TF32 | our dense | dense by cuDNN, cuBLASLt |",
+            "| dense, fp16 | 6.00 (5.50-6.00) | - | **0.81 (0.75-0.88)** |",
+            "| uniform 90 %, fp16 | 12.00 (11.00-12.00) | 2.00 (2.00-2.00) | 1.62 (1.50-1.75) |",
+            "| dense, bf16 | 4.00 | - | - |",
+            "Slower than the rival: 1 of 6.",
+        ):
+            self.assertIn(line, text.splitlines())
+        self.assertNotIn("cuBLASLt |", markdown.render({**HEAD, "rows": ROWS}))
+        failed = {**dense, "status": "failed", "why": "exit code 1"}
+        self.assertNotIn("dense through cuDNN and", markdown.render({**HEAD, "rows": [failed]}))
+
     def test_launches(self):
         row = engine_row(UNIFORM, 1.0, 1.25, 0.75)
         for sample, launched in zip(row["samples"], (3.0, 2.0, 2.5)):

@@ -10,6 +10,8 @@ import tempfile
 import time
 import unittest
 
+import checks
+import engine
 import run
 from fakes import DEVICE, Lab
 
@@ -159,12 +161,40 @@ class Runs(unittest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         batches = {r["title"]: [s["batch"] for s in r["samples"]] for r in self.lab.results()["rows"]}
         self.assertEqual(batches, {"PyTorch eager, AMP fp16": [64] * 2, "this engine, dense, fp16": [128] * 2})
-        self.assertEqual(len(self.lab.calls()), 3 + 2 + 2)  # 256, 128, 64, and 256, 128; then one each
+        # PyTorch 256, 128, 64; ours 256 with the vendor's and alone, 128; then one each.
+        self.assertEqual(len(self.lab.calls()), 3 + 3 + 2)
         self.assertIn("3.00 (3.00-3.00)", self.lab.markdown())  # an image, not a step
         self.lab.behave(fits=1)
         done = self.lab.run("peers-224", "--model", "wrn50-2", "--only", "engine dense fp16")
         self.assertEqual(done.returncode, 1)
         self.assertIn("out of memory: error: CUDA_ERROR_OUT_OF_MEMORY", self.lab.markdown())
+
+    def test_the_vendor_beside_our_dense(self):
+        only = ["--model", "resnet20", "--only", "engine (dense|uniform 0.9) fp16", "--rounds", "2"]
+        self.assertEqual(self.lab.run("peers-small", *only).returncode, 0)
+        beside = ["--no-dense" not in c for c in self.lab.calls()]
+        self.assertEqual(beside, [True, False] * 2)
+        text = self.lab.markdown()
+        line = "| this engine, dense through cuDNN and cuBLASLt, fp16 | 128 | 1.60 | 1.60 | 1.60 | 2 | 80,000 | 7 |"
+        self.assertIn(f"{line} 58 of 60 products by the libraries |", text)
+        self.assertNotIn("Not through the vendor's libraries", text)
+
+    def test_our_dense_is_measured_where_the_vendor_is_not(self):
+        only = ["--model", "resnet20", "--only", "engine dense fp16", "--rounds", "2"]
+        full = "no answer with it: out of memory: error: CUDA_ERROR_OUT_OF_MEMORY"
+        for behaviour, said, calls in (
+            ({"vendor_missing": "no libcudnn.so.9"}, "no libcudnn.so.9", [True, False]),
+            ({"fits_beside": 64}, full, [True, False, False]),
+        ):
+            with self.subTest(said):
+                self.lab.out = self.lab.folder / f"results {said[:4]}"
+                self.lab.behave(**behaviour)
+                done = self.lab.run("peers-small", *only)
+                self.assertEqual(done.returncode, 0, done.stderr)
+                self.assertEqual(["--no-dense" not in c for c in self.lab.calls()], calls)
+                (row,) = self.lab.results()["rows"]
+                self.assertEqual([(s["batch"], s["vendor_missing"]) for s in row["samples"]], [(128, said)] * 2)
+                self.assertIn(f"Not through the vendor's libraries, fp16: {said}.", self.lab.markdown())
 
     def test_other_networks_and_wrong_answers_have_no_time(self):
         self.lab.behave(torch_maskable=99)
@@ -199,6 +229,11 @@ class Runs(unittest.TestCase):
         self.lab.run("sanitize", "--only", "^memcheck vgg11")
         self.assertIn("exit code 69: no usable GPU", self.lab.markdown() + json.dumps(self.lab.results()))
 
+    def test_sanitized_is_every_precision_and_kind_of_weights(self):
+        cases = [case for _, _, _, case in checks.SANITIZED]
+        self.assertEqual({c.precision for c in cases}, {"fp16", "bf16", "tf32", "f32"})
+        self.assertTrue(any(c.method == "dense" for c in cases) and any(c.pattern == engine.BLOCK for c in cases))
+
     def test_kernels(self):
         done = self.lab.run("kernels", "--model", "resnet20", "--only", "uniform 0.9 fp16, conv_fwd")
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -206,6 +241,12 @@ class Runs(unittest.TestCase):
         self.assertIn("| op | layer | layers | ms | min | dense ms | speed / dense | vendor ms | speed / vendor |", text)
         self.assertIn("| conv_fwd | 16x32x32 to 32, 3x3 / 2 | 2 | 0.50 | 0.40 | 1.00 | 2.00 | 0.25 | 0.50 |", text)
         self.assertIn("Slower than at least one rival: 1 of 1.", text)
+        self.assertIn("Measured beside them: 612.3 TFLOP/s by mma.sync in fp16, 2,512 GB/s copied.", text)
+        self.assertNotIn("without a time", text)
+        self.lab.behave(vendor_missing="no libcudnn.so.9")
+        self.lab.run("kernels", "--model", "resnet20", "--only", "uniform 0.95 fp16")
+        text = self.lab.markdown()
+        self.assertIn("Layers without a time through the vendor's libraries: 2 of 3, no libcudnn.so.9.", text)
 
     def test_no_gpu_and_wrong_usage(self):
         self.lab.behave(no_gpu=True)
