@@ -16,6 +16,8 @@ if "--version" in args:
 misbehave()
 if args[0] == "selftest":
     print("all kernels agree"); sys.exit(0)
+if args[0] == "bench" and os.environ["PATH"].split(":")[0] != here:
+    sys.exit("error: the Python that was asked for is not the first in PATH, where cuDNN is looked for")
 value = lambda name, default=None: args[args.index(name) + 1] if name in args else default
 if args[0] == "train":
     import pathlib
@@ -212,7 +214,7 @@ class Lab:
         common = ["--bin", self.engine, "--out", self.out, "--earlier", self.out]
         if stage == "selftest":
             common += ["--tests", self.tests]
-        elif stage.startswith("peers"):
+        else:
             common += ["--python", self.python]
         # -S: what a machine's site-packages do at start-up costs more than the runner itself.
         return [sys.executable, "-S", GPU / "run.py", stage, *common, *more]

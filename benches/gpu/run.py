@@ -19,6 +19,7 @@ Exit codes: 0 all rows done, 1 a row failed, 2 wrong usage or binaries that may 
 
 import argparse
 import math
+import os
 import pathlib
 import re
 import shlex
@@ -53,6 +54,9 @@ class Stopped(Exception):
 
 def main():
     args = arguments()
+    # In the packages of the Pythons there the engine looks for cuDNN and cuBLASLt.
+    if pathlib.Path(args.python).parent != pathlib.Path("."):
+        os.environ["PATH"] = os.pathsep.join([str(pathlib.Path(args.python).parent), os.environ.get("PATH", "")])
     deadline = children.Deadline(args.deadline_s)
     children.become_subreaper()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
