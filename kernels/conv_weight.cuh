@@ -2,7 +2,8 @@
 //     dW[k][tap][c] = sum over pixels of dy[pixel][k] * x[source pixel of the tap][c]
 // The columns of the product are tap * cpc + c, so a group of 8 columns is of one tap. A block makes BM output channels x
 // BN columns over one part of the pixels, and stores what its list of non-zeros names (without a list: everything); tiles
-// without a non-zero are not launched. Parts are added by conv_sum_f32, in order.
+// without a non-zero are not launched. With a mask of blocks, conv_weight_blocks* multiply the 16 x 16 of a tile that hold
+// one, and no others: kernels of their own, because choosing takes registers. Parts are added by conv_sum_f32, in order.
 #pragma once
 #include "conv.cuh"
 
@@ -15,7 +16,7 @@ struct ConvWeightArgs {
     uint64_t tiles;   // uint32_t [gridDim.x] index of each tile, row tile * column_tiles + column tile; 0: dense
     uint64_t ptr;     // uint32_t [gridDim.x + 1] first entry of each
     uint64_t entries; // uint2x: position in the tile (row * BN + column), index of the non-zero; ascending in a tile
-    uint64_t active;  // uint2x [gridDim.x]: 64 bits, one for each 16x16 of the tile that has an entry, by row; 0: all
+    uint64_t active;  // uint2x [gridDim.x]: 64 bits, one for each 16x16 of the tile that has an entry, by row; only of blocks
     uint32_t images, h, w, c, cpc, p, q, k, cpk, r, s, stride, pad;
     uint32_t column_tiles;
     uint32_t splits; // gridDim.y
@@ -218,7 +219,7 @@ __device__ __forceinline__ void conv_weight(const ConvWeightArgs& a) {
                 store_pixel<T, BN>(rows + STEP * Shape::PITCH_A, row_b + i * Shape::LN, group_b, rb[i]);
     };
 
-    // The pieces of this warp, the same for all its lanes: how many, and where in the tile.
+    // The pieces of this warp: how many, and where in the tile. The same for all lanes, as multiplies and loads want it.
     const uint32_t set = warp / (WM * WN);
     uint32_t pieces = 1, piece_m[PIECES], piece_n[PIECES];
     if constexpr (BLOCKS) {
