@@ -33,14 +33,31 @@ EXPORT_KERNEL(conv_patch128_bf16)
 
 // Launch: (tiles, splits) blocks of 128 threads (tile 128: 256), no dynamic shared memory. Tiles are 16 x 64, 32 x 64,
 // 64 x 64 and 128 x 128.
-extern "C" __global__ void __launch_bounds__(128) conv_weight16_bf16(ConvWeightArgs a) { conv_weight<bf16, 16, 64, 1, 1, 4>(a); }
+extern "C" __global__ void __launch_bounds__(128) conv_weight16_bf16(ConvWeightArgs a) { conv_weight<bf16, 16, 64, 1, 1, 4, false>(a); }
 EXPORT_KERNEL(conv_weight16_bf16)
-extern "C" __global__ void __launch_bounds__(128) conv_weight32_bf16(ConvWeightArgs a) { conv_weight<bf16, 32, 64, 1, 2, 2>(a); }
+extern "C" __global__ void __launch_bounds__(128) conv_weight32_bf16(ConvWeightArgs a) { conv_weight<bf16, 32, 64, 1, 2, 2, false>(a); }
 EXPORT_KERNEL(conv_weight32_bf16)
-extern "C" __global__ void __launch_bounds__(128) conv_weight64_bf16(ConvWeightArgs a) { conv_weight<bf16, 64, 64, 2, 2, 1>(a); }
+extern "C" __global__ void __launch_bounds__(128) conv_weight64_bf16(ConvWeightArgs a) { conv_weight<bf16, 64, 64, 2, 2, 1, false>(a); }
 EXPORT_KERNEL(conv_weight64_bf16)
-extern "C" __global__ void __launch_bounds__(256) conv_weight128_bf16(ConvWeightArgs a) { conv_weight<bf16, 128, 128, 4, 2, 1>(a); }
+extern "C" __global__ void __launch_bounds__(256) conv_weight128_bf16(ConvWeightArgs a) { conv_weight<bf16, 128, 128, 4, 2, 1, false>(a); }
 EXPORT_KERNEL(conv_weight128_bf16)
+// The same with the active blocks of a mask.
+extern "C" __global__ void __launch_bounds__(128) conv_weight_blocks16_bf16(ConvWeightArgs a) {
+    conv_weight<bf16, 16, 64, 1, 1, 4, true>(a);
+}
+EXPORT_KERNEL(conv_weight_blocks16_bf16)
+extern "C" __global__ void __launch_bounds__(128) conv_weight_blocks32_bf16(ConvWeightArgs a) {
+    conv_weight<bf16, 32, 64, 1, 2, 2, true>(a);
+}
+EXPORT_KERNEL(conv_weight_blocks32_bf16)
+extern "C" __global__ void __launch_bounds__(128) conv_weight_blocks64_bf16(ConvWeightArgs a) {
+    conv_weight<bf16, 64, 64, 2, 2, 1, true>(a);
+}
+EXPORT_KERNEL(conv_weight_blocks64_bf16)
+extern "C" __global__ void __launch_bounds__(256) conv_weight_blocks128_bf16(ConvWeightArgs a) {
+    conv_weight<bf16, 128, 128, 4, 2, 1, true>(a);
+}
+EXPORT_KERNEL(conv_weight_blocks128_bf16)
 
 // Launch: (parts, ceil(cpk / 64)) blocks of 128 threads.
 extern "C" __global__ void __launch_bounds__(128) conv_bias_bf16(ConvBiasArgs a) { conv_bias<bf16>(a); }

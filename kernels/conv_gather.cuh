@@ -119,10 +119,12 @@ template <class T, int BN, bool BLOCKS> __device__ __forceinline__ void conv_gat
         int y, x;
         uint64_t k;
         bool some;
+        uint32_t groups = ~0u; // of 16 columns, in which there is a block: others' weights are not read
         if constexpr (BLOCKS) {
             const uint32_t at = next + group / 2;
             some = at < end;
             const uint2x entry = some ? blocks[at] : uint2x{0, 0};
+            groups = entry.x;
             k = uint64_t(entry.x >> 8) * 16 + group % 2 * 8;
             y = int16_t(entry.y), x = int16_t(entry.y >> 16);
             ready = (entry.x >> 8) % (a.cps / 16) * 16 + group % 2 * 8;
@@ -149,7 +151,8 @@ template <class T, int BN, bool BLOCKS> __device__ __forceinline__ void conv_gat
 #pragma unroll
         for (int i = 0; i < Shape::B; ++i) {
             const uint32_t r = lane_row + i * LANES;
-            const bool inside = some && column + r < a.cols && (BN >= LANES || r < BN);
+            const bool kept = some && (!BLOCKS || groups >> r / 16 & 1);
+            const bool inside = kept && column + r < a.cols && (BN >= LANES || r < BN);
             const T* at = reinterpret_cast<const T*>(a.weights) + (column + r) * pitch + k;
             rb[i] = inside ? load_raw(at) : zero_raw<T>();
         }
@@ -184,7 +187,8 @@ template <class T, int BN, bool BLOCKS> __device__ __forceinline__ void conv_gat
             uint32_t active = ~0u;
             if constexpr (BLOCKS) {
                 const uint32_t at = entry + half * Shape::STEP / 32;
-                active = at < end ? (blocks[at].x & 0xFF) >> b_row / 16 : 0;
+                active = at < end ? blocks[at].x >> b_row / 16 & ((1u << N / 2) - 1) : 0;
+                if (!active) continue;
             }
             multiply_half<T, N, BLOCKS>(acc, rows, a_row, rows + TILE_ROWS * 64, b_row, half, active);
         }

@@ -2,7 +2,8 @@
 //     dW[k][tap][c] = sum over pixels of dy[pixel][k] * x[source pixel of the tap][c]
 // The columns of the product are tap * cpc + c, so a group of 8 columns is of one tap. A block makes BM output channels x
 // BN columns over one part of the pixels, and stores what its list of non-zeros names (without a list: everything); tiles
-// without a non-zero are not launched. Parts are added by conv_sum_f32, in order.
+// without a non-zero are not launched. With a mask of blocks, conv_weight_blocks* multiply the 16 x 16 of a tile that hold
+// one, and no others: kernels of their own, because choosing takes registers. Parts are added by conv_sum_f32, in order.
 #pragma once
 #include "conv.cuh"
 
@@ -15,7 +16,7 @@ struct ConvWeightArgs {
     uint64_t tiles;   // uint32_t [gridDim.x] index of each tile, row tile * column_tiles + column tile; 0: dense
     uint64_t ptr;     // uint32_t [gridDim.x + 1] first entry of each
     uint64_t entries; // uint2x: position in the tile (row * BN + column), index of the non-zero; ascending in a tile
-    uint64_t active;  // uint2x [gridDim.x]: 64 bits, one for each 16x16 of the tile that has an entry, by row; 0: all
+    uint64_t active;  // uint2x [gridDim.x]: 64 bits, one for each 16x16 of the tile that has an entry, by row; only of blocks
     uint32_t images, h, w, c, cpc, p, q, k, cpk, r, s, stride, pad;
     uint32_t column_tiles;
     uint32_t splits; // gridDim.y
@@ -98,7 +99,8 @@ __device__ __forceinline__ void store_weights(const ConvWeightArgs& a, const Wei
     }
 }
 
-// Warps: WM x WN of them hold the tile, WK such sets take different pixels of a step.
+// Warps: WM x WN of them make the tile, WK such sets take different pixels of a step. With BLOCKS they share out the active
+// 16x16 blocks of the tile, evenly, and nothing else is multiplied; else each has its own rectangle.
 template <class T, int BM, int BN, int WM, int WN, int WK> struct Weight {
     static constexpr int THREADS = 32 * WM * WN * WK;
     static constexpr int M = BM / WM / 16, N = BN / WN / 8; // 16-row and 8-column tiles of a warp
@@ -145,10 +147,12 @@ __device__ __forceinline__ void load_fragments(const unsigned char* rows, uint32
     }
 }
 
-template <class T, int BM, int BN, int WM, int WN, int WK>
+template <class T, int BM, int BN, int WM, int WN, int WK, bool BLOCKS>
 __device__ __forceinline__ void conv_weight(const ConvWeightArgs& a) {
     using Shape = Weight<T, BM, BN, WM, WN, WK>;
-    constexpr int STEP = Shape::STEP, M = Shape::M, N = Shape::N, THREADS = Shape::THREADS;
+    constexpr int STEP = Shape::STEP, THREADS = Shape::THREADS;
+    // What a warp sums: pieces of M x N tiles of 16 rows and 8 columns. A piece is an active block, or all there is.
+    constexpr int PIECES = BLOCKS ? Shape::M * Shape::N / 2 : 1, M = BLOCKS ? 1 : Shape::M, N = BLOCKS ? 2 : Shape::N;
     SHARED(uint4x, space, [Shape::BYTES / 16]);
     unsigned char* const shared = reinterpret_cast<unsigned char*>(space);
     const unsigned t = threadIdx.x, warp = t / 32, lane = t % 32;
@@ -159,13 +163,11 @@ __device__ __forceinline__ void conv_weight(const ConvWeightArgs& a) {
     const uint32_t group_a = t % Shape::GM, row_a = t / Shape::GM, channel_a = place.row + group_a * 8;
     const uint32_t group_b = t % Shape::GN, row_b = t / Shape::GN;
     const WeightColumn column = weight_column(a, place.column + group_b * 8);
-    uint64_t active = ~uint64_t(0);
-    if (a.active) {
+    bool some_a = channel_a < a.cpk, some_b = column.some;
+    uint64_t active = 0;
+    if constexpr (BLOCKS) { // channels of no active block are not read
         const uint2x both = reinterpret_cast<const uint2x*>(a.active)[blockIdx.x];
         active = both.x | uint64_t(both.y) << 32;
-    }
-    bool some_a = channel_a < a.cpk, some_b = column.some;
-    if (a.active) { // channels of no active block are not read
         uint64_t in_row = 0, in_column = 0;
 #pragma unroll
         for (int i = 0; i < BN / 16; ++i) in_row |= active >> (group_a / 2 * (BN / 16) + i);
@@ -217,17 +219,26 @@ __device__ __forceinline__ void conv_weight(const ConvWeightArgs& a) {
                 store_pixel<T, BN>(rows + STEP * Shape::PITCH_A, row_b + i * Shape::LN, group_b, rb[i]);
     };
 
-    const uint32_t set = warp / (WM * WN), warp_m = warp / WN % WM * (M * 16), warp_n = warp % WN * (N * 8);
-    // The bits of this warp's 16x16 blocks.
-    uint32_t mine = 0;
+    // The pieces of this warp: how many, and where in the tile. The same for all lanes, as multiplies and loads want it.
+    const uint32_t set = warp / (WM * WN);
+    uint32_t pieces = 1, piece_m[PIECES], piece_n[PIECES];
+    if constexpr (BLOCKS) {
+        const uint32_t all = __popcll(active), me = warp % (WM * WN), first = all * me / (WM * WN);
+        pieces = all * (me + 1) / (WM * WN) - first;
+        uint64_t rest = active;
+        for (uint32_t i = 0; i < first; ++i) rest &= rest - 1;
 #pragma unroll
-    for (int m = 0; m < M; ++m)
+        for (int p = 0; p < PIECES; ++p) {
+            const uint32_t block = rest ? __ffsll(rest) - 1 : 0;
+            piece_m[p] = block / (BN / 16) * 16, piece_n[p] = block % (BN / 16) * 16;
+            rest &= rest - 1;
+        }
+    } else {
+        piece_m[0] = warp / WN % WM * (M * 16), piece_n[0] = warp % WN * (N * 8);
+    }
+    float acc[PIECES][M][N][4];
 #pragma unroll
-        for (int n = 0; n < N / 2; ++n)
-            mine |= uint32_t(active >> ((warp_m / 16 + m) * (BN / 16) + warp_n / 16 + n) & 1) << (m * (N / 2) + n);
-    float acc[M][N][4];
-#pragma unroll
-    for (int i = 0; i < 4 * M * N; ++i) acc[i / (4 * N)][i / 4 % N][i % 4] = 0.0f;
+    for (int i = 0; i < 4 * PIECES * M * N; ++i) acc[i / (4 * M * N)][i / (4 * N) % M][i / 4 % N][i % 4] = 0.0f;
     const uint32_t steps = (part.end - (part.first < part.end ? part.first : part.end) + STEP - 1) / STEP;
     if (steps > 0) {
         load();
@@ -237,20 +248,24 @@ __device__ __forceinline__ void conv_weight(const ConvWeightArgs& a) {
     for (uint32_t step = 0; step < steps; ++step) {
         const unsigned char* rows = shared + step % 2 * Shape::BUFFER;
         if (step + 1 < steps) load();
-        if (mine) {
 #pragma unroll
-            for (int i = 0; i < STEP / Shape::MULTIPLY / WK; ++i) {
-                const uint32_t row = (set * (STEP / Shape::MULTIPLY / WK) + i) * Shape::MULTIPLY;
-                uint32_t fa[M][4], fb[N][2];
+        for (int i = 0; i < STEP / Shape::MULTIPLY / WK; ++i) {
+            const uint32_t row = (set * (STEP / Shape::MULTIPLY / WK) + i) * Shape::MULTIPLY;
+            uint32_t fa[M][4], fb[N][2];
 #pragma unroll
-                for (int m = 0; m < M; ++m) load_fragments<T, BM, true>(rows, row, warp_m + m * 16, fa[m]);
+            for (int p = 0; p < PIECES; ++p) {
+                if (uint32_t(p) >= pieces) break;
+                if (p == 0 || piece_m[p] != piece_m[p - 1]) { // neighbours in a row have the same a
+#pragma unroll
+                    for (int m = 0; m < M; ++m) load_fragments<T, BM, true>(rows, row, piece_m[p] + m * 16, fa[m]);
+                }
 #pragma unroll
                 for (int n = 0; n < N; n += 2) {
                     uint32_t f[4];
-                    load_fragments<T, BN, false>(rows + STEP * Shape::PITCH_A, row, warp_n + n * 8, f);
+                    load_fragments<T, BN, false>(rows + STEP * Shape::PITCH_A, row, piece_n[p] + n * 8, f);
                     fb[n][0] = f[0], fb[n][1] = f[1], fb[n + 1][0] = f[2], fb[n + 1][1] = f[3];
                 }
-                multiply<T, M, N>(acc, fa, fb);
+                multiply<T, M, N>(acc[p], fa, fb);
             }
         }
         if (step + 1 < steps) store((step + 1) % 2);
@@ -262,14 +277,18 @@ __device__ __forceinline__ void conv_weight(const ConvWeightArgs& a) {
     float* const sums = reinterpret_cast<float*>(shared);
 #pragma unroll
     for (int from = 0; from < BM; from += ROWS) {
-        if (warp_m >= uint32_t(from) && warp_m < uint32_t(from + ROWS)) {
+#pragma unroll
+        for (int p = 0; p < PIECES; ++p) {
+            if (uint32_t(p) >= pieces || piece_m[p] < uint32_t(from) || piece_m[p] >= uint32_t(from + ROWS)) continue;
 #pragma unroll
             for (int m = 0; m < M; ++m)
 #pragma unroll
                 for (int n = 0; n < N; ++n) {
-                    float* at = sums + (set * ROWS + warp_m - from + m * 16 + lane / 4) * PITCH + warp_n + n * 8 + lane % 4 * 2;
-                    *reinterpret_cast<float2*>(at) = {acc[m][n][0], acc[m][n][1]};
-                    *reinterpret_cast<float2*>(at + 8 * PITCH) = {acc[m][n][2], acc[m][n][3]};
+                    const uint32_t r = set * ROWS + piece_m[p] - from + m * 16 + lane / 4;
+                    float* at = sums + r * PITCH + piece_n[p] + n * 8 + lane % 4 * 2;
+                    const float(&d)[4] = acc[p][m][n];
+                    *reinterpret_cast<float2*>(at) = {d[0], d[1]};
+                    *reinterpret_cast<float2*>(at + 8 * PITCH) = {d[2], d[3]};
                 }
         }
         __syncthreads();

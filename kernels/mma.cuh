@@ -125,6 +125,7 @@ template <class T, int M, int N> void multiply(void* slots[32]) {
         lanes[l] = static_cast<Slot*>(slots[l]);
         if (!lanes[l]) return; // the others' sums stay as they are, which a test sees
     }
+    count_products(M * N);
     float a[16][K], b[8][K];
     for (int n = 0; n < N; ++n) {
         for (int l = 0; l < 32; ++l)
@@ -148,11 +149,13 @@ template <class T, int M, int N> void multiply(void* slots[32]) {
 
 inline void load_matrices(const void* row, uint32_t (&r)[4], int line = __builtin_LINE()) {
     CHECK_ALIGNED(row, 16);
+    CHECK_SHARED(row, 16);
     emu::MatrixSlot slot{static_cast<const unsigned char*>(row), r};
     emu::collective(&slot, emu::load_matrices<false>, line);
 }
 inline void load_matrices_trans(const void* row, uint32_t (&r)[4], int line = __builtin_LINE()) {
     CHECK_ALIGNED(row, 16);
+    CHECK_SHARED(row, 16);
     emu::MatrixSlot slot{static_cast<const unsigned char*>(row), r};
     emu::collective(&slot, emu::load_matrices<true>, line);
 }

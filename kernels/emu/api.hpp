@@ -45,6 +45,10 @@ void commit_copies();
 // Completes this thread's groups but for the newest `pending`.
 void wait_copies(unsigned pending);
 
+// Tensor-core products of 16 x 8 sums that a warp makes, each of 32 bytes of k: a test compares their number with the work
+// that there is.
+void count_products(unsigned products);
+
 // A kernel that a launch can find by name.
 struct Kernel {
     const char* name;

@@ -2,8 +2,8 @@
 // One fibre a thread, one block after another, on the calling thread (runtime.cpp). What it finds and what it can't:
 // - finds: a divergent barrier or shuffle, shared memory read before written (0xFF poison) or past its end, a missing
 //   barrier (it shows in one of the two fibre orders), accesses past a device buffer (guard pages), misaligned
-//   accesses and what else -fsanitize=undefined sees (sanitize.cpp), cp.async read before its wait, stacks that
-//   overflow, launches that a device would refuse;
+//   accesses and what else -fsanitize=undefined sees (sanitize.cpp), cp.async read before its wait, cp.async and
+//   ldmatrix on anything but shared memory, stacks that overflow, launches that a device would refuse;
 // - can't: races between blocks, effects of the memory model, speed. Those need a GPU and compute-sanitizer.
 // Each rule is broken once by a kernel of selftest.cu or selftest_rules.cu: tests/gpu_emu/.
 #pragma once

@@ -76,6 +76,7 @@ struct Device {
     void** args = nullptr;
     Copies copies[MAX_THREADS];
     bool any_copies = false;
+    uint64_t products = 0; // since it was opened
     bool failed = false;
     char message[640];
 

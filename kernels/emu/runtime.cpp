@@ -272,6 +272,8 @@ unsigned ballot(unsigned mask, int predicate, int line) {
     return given;
 }
 
+void count_products(unsigned products) { device->products += products; }
+
 Kernel::Kernel(const char* name, void (*call)(void**), const uint32_t* arg_bytes, uint32_t args)
     : name(name), call(call), arg_bytes(arg_bytes), args(args), next(kernels) {
     kernels = this;
@@ -309,6 +311,9 @@ void sparse_engine_emu_close(void* opened) {
     munmap(d->shared, d->shared_room + d->page);
     delete d;
 }
+
+// Tensor-core products of all launches so far.
+uint64_t sparse_engine_emu_products(const void* opened) { return static_cast<const emu::Device*>(opened)->products; }
 
 // The kernel of that name, or null; the sizes of its arguments go to `arg_bytes` and their number to `args`.
 const void* sparse_engine_emu_find(const char* name, const uint32_t** arg_bytes, uint32_t* args) {

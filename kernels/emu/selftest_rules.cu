@@ -1,5 +1,6 @@
 // More kernels that break the rules on purpose, or show that keeping them works; see selftest.cu.
 #include "../async.cuh"
+#include "../mma.cuh"
 
 // x[t] = x[block - 1 - t] of the stage's 16-byte groups, through cp.async and dynamic shared memory.
 // fault 0: right. 1: no wait. 2: no barrier after the wait. 3: returns with the copy pending. 4: the same, uncommitted.
@@ -59,12 +60,19 @@ extern "C" __global__ void selftest_async_address(float* x, int dst_off, int src
 }
 EXPORT_KERNEL(selftest_async_address)
 
-// What ldmatrix asks of its addresses: 16 bytes of shared memory, aligned. x [1], 32 bytes of dynamic shared memory.
-extern "C" __global__ void selftest_row_address(float* x, int off, int in_device) {
+// The rows of 16 bytes that a warp gives to ldmatrix, aligned and in shared memory; lane 19's is off by so many bytes, or
+// lies in device memory. x [4], out [4 * 32] the words of each lane, 512 bytes of dynamic shared memory.
+extern "C" __global__ void selftest_row_address(const float* x, uint32_t* out, int trans, int off, int in_device) {
     DYNAMIC_SHARED(unsigned char, stage);
-    const unsigned char* row = in_device ? reinterpret_cast<const unsigned char*>(x) : stage + off;
-    CHECK_ALIGNED(row, 16);
-    CHECK_SHARED(row, 16);
+    const unsigned t = threadIdx.x;
+    for (unsigned i = 0; i < 8; ++i) reinterpret_cast<uint16_t*>(stage)[8 * t + i] = uint16_t(8 * t + i);
+    __syncwarp();
+    const unsigned char* row = stage + 16 * t;
+    if (t == 19) row = in_device ? reinterpret_cast<const unsigned char*>(x) : row + off;
+    uint32_t words[4];
+    if (trans) load_matrices_trans(row, words);
+    else load_matrices(row, words);
+    for (unsigned i = 0; i < 4; ++i) out[4 * t + i] = words[i];
 }
 EXPORT_KERNEL(selftest_row_address)
 

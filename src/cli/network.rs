@@ -38,7 +38,8 @@ pub struct NetworkArgs {
     /// How positions are drawn: exact or bernoulli
     #[arg(long, default_value = "exact")]
     pub mask_draw: String,
-    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels
+    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels; on a GPU
+    /// pruned blocks are skipped if R and C are multiples of 16
     #[arg(long, default_value = "unstructured")]
     pub pattern: String,
 }

@@ -31,7 +31,8 @@ pub(super) struct TrainArgs {
     /// Data set: a file or a folder (IDX, CIFAR-10, CIFAR-100, .npz); its kind is recognised [default: the recipe's]
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
-    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels [default: the recipe's]
+    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels; on a GPU
+    /// pruned blocks are skipped if R and C are multiples of 16 [default: the recipe's]
     #[arg(long, value_name = "PATTERN")]
     pattern: Option<String>,
     /// Epochs; milestones and warm-up scale with them [default: the recipe's]

@@ -2,7 +2,7 @@
 
 use sparse_engine::backend::gpu::ops::operand::{Element, Precision};
 
-/// Bytes of `v`, which must be exact in the element's type.
+/// Bytes of `v`, which must be NaN or exact in the element's type.
 pub fn encode(element: Element, v: &[f32]) -> Vec<u8> {
     match element {
         Element::F32 => bytemuck::cast_slice(v).to_vec(),
@@ -12,6 +12,9 @@ pub fn encode(element: Element, v: &[f32]) -> Vec<u8> {
 }
 
 fn f16_bits(v: f32) -> u16 {
+    if v.is_nan() {
+        return 0x7FFF;
+    }
     let (bits, sign) = (v.to_bits(), (v.to_bits() >> 16 & 0x8000) as u16);
     if v == 0.0 { sign } else { sign | ((bits >> 13 & 0x3FFFF) as i32 - (112 << 10)) as u16 & 0x7FFF }
 }

@@ -158,12 +158,26 @@ fn async_copies_and_matrix_rows_want_16_byte_addresses_in_shared_memory() {
     refused(copy(0, 4, 0), &["cp.async from a misaligned address", "selftest_rules.cu:"]);
     refused(copy(0, 0, 1), &["not in the block's shared memory", "selftest_rules.cu:"]);
     refused(copy(32, 0, 0), &["not in the block's shared memory"]);
-    let row = |off: i32, in_device: i32| {
-        run(&d, "selftest_row_address", one_block(1, 32), &[&x], &[Arg::new(&off), Arg::new(&in_device)])
-    };
-    row(16, 0).unwrap();
-    refused(row(4, 0), &["misaligned 16-byte access", "selftest_rules.cu:"]);
-    refused(row(0, 1), &["16 bytes at", "not in the block's shared memory"]);
+    let out = d.alloc(512).unwrap();
+    for trans in [0, 1] {
+        let row = |off: i32, in_device: i32| {
+            let args = [Arg::new(&trans), Arg::new(&off), Arg::new(&in_device)];
+            run(&d, "selftest_row_address", one_block(32, 512), &[&x, &out], &args)
+        };
+        // Matrix j: words 32 j to 32 j + 31 of the rows, number i of row r is 8 r + i.
+        let number = |j: u32, row: u32, i: u32| (8 * j + row) * 8 + i;
+        let word = |lane: u32, j: u32| match (trans, lane / 4, lane % 4 * 2) {
+            (0, g, t) => number(j, g, t) | number(j, g, t + 1) << 16,
+            (_, g, t) => number(j, t, g) | number(j, t + 1, g) << 16,
+        };
+        row(0, 0).unwrap();
+        let want: Vec<u32> = (0..128).map(|i| word(i / 4, i % 4)).collect();
+        assert_eq!(download::<u32>(&d, &out, 128), want, "{trans}");
+        let lane = "thread (19, 0, 0)";
+        refused(row(4, 0), &[lane, "misaligned 16-byte access", "mma.cuh:"]);
+        refused(row(0, 1), &[lane, "16 bytes at", "not in the block's shared memory", "mma.cuh:"]);
+        refused(row(16 * 13, 0), &[lane, "not in the block's shared memory"]); // 16 bytes past its end
+    }
 }
 
 #[test]

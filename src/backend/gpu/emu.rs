@@ -2,6 +2,7 @@
 //! What it finds and what it can't is said in `kernels/emu/cuda.hpp`. Launches have finished when they return.
 
 mod limits;
+mod runtime;
 
 pub use limits::{Limits, Order};
 
@@ -10,31 +11,12 @@ use super::driver::{Arg, Driver, Launch, check_args, check_range, check_shared};
 use super::embedded::{RESOURCES, Resource};
 use super::vendor::{Vendor, host::HostVendor};
 use crate::error::{Error, Result};
+use runtime::*;
 use std::collections::HashMap;
-use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::ffi::{CStr, CString, c_int, c_void};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-
-// kernels/emu/runtime.cpp, kernels/emu/memory.cpp
-unsafe extern "C" {
-    fn sparse_engine_emu_open(shared_bytes: u32) -> *mut c_void;
-    fn sparse_engine_emu_close(device: *mut c_void);
-    fn sparse_engine_emu_find(name: *const c_char, arg_bytes: *mut *const u32, args: *mut u32) -> *const c_void;
-    fn sparse_engine_emu_launch(
-        device: *mut c_void,
-        kernel: *const c_void,
-        grid: *const u32,
-        block: *const u32,
-        dynamic_bytes: u32,
-        most_shared: u32,
-        args: *mut *mut c_void,
-        descending: c_int,
-    ) -> *const c_char;
-    fn sparse_engine_emu_alloc(bytes: usize) -> *mut c_void;
-    fn sparse_engine_emu_free(memory: *mut c_void, bytes: usize);
-    fn sparse_engine_emu_intact(memory: *const c_void, bytes: usize) -> c_int;
-}
 
 /// What a device, its buffers and its products share.
 #[derive(Default)]
@@ -160,6 +142,13 @@ impl Emulated {
     pub fn with_vendor(mut self) -> Self {
         self.vendor = Some(HostVendor::new(self.shared.clone()));
         self
+    }
+
+    /// Products of 16 x 8 sums over 32 bytes of k that tensor cores would have made so far, as `multiply` in
+    /// `kernels/mma.cuh` counts them: what a mask of blocks saves.
+    pub fn products(&self) -> u64 {
+        // SAFETY: an open device; no launch runs while the lock is held.
+        unsafe { sparse_engine_emu_products(lock(&self.device).as_ptr()) }
     }
 
     /// The kernel of that name and the sizes of its arguments.

@@ -52,7 +52,8 @@ pub(super) struct KernelsArgs {
     /// Share of the weights that is kept, in (0, 1]
     #[arg(long, default_value_t = 0.1, allow_hyphen_values = true)]
     density: f64,
-    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels
+    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels; on a GPU
+    /// pruned blocks are skipped if R and C are multiples of 16
     #[arg(long, default_value = "unstructured")]
     pattern: String,
     #[command(flatten)]

@@ -57,7 +57,8 @@ pub(super) struct StepArgs {
     /// Share of the maskable weights that is pruned, in [0, 1) [default: 0.9]
     #[arg(long, allow_hyphen_values = true)]
     sparsity: Option<f64>,
-    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels
+    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels; on a GPU
+    /// pruned blocks are skipped if R and C are multiples of 16
     #[arg(long, default_value = "unstructured")]
     pattern: String,
     /// Images a step [default: 128; 16 for ImageNet networks]

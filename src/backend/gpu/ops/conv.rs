@@ -8,7 +8,8 @@ pub use super::conv_lists::Lists;
 pub use super::conv_plan::{ConvPlan, Kind, Tile, WeightTile, data_tiles, forward_tiles};
 
 use super::super::driver::{Arg, Driver, Launch};
-use super::conv_plan::pixels;
+use super::conv_kernels::{multiply_kernel, weight_kernel};
+use super::conv_plan::{BIAS_CHANNELS, pixels};
 use super::operand::{Element, Finish, Operand, Precision, padded};
 use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
@@ -245,32 +246,6 @@ pub unsafe fn data_gradient<D: Driver>(driver: &D, conv: &Conv, images: u32, a: 
     unsafe { multiply(driver, conv, conv.plan.data, conv.lists.data, args) }
 }
 
-/// Kernels by tile, for f32, tf32, f16 and bf16. Without tensor cores one serves all. What a vendor does not make gathers.
-fn multiply_kernel(precision: Precision, tile: Tile, blocks: bool) -> &'static str {
-    let names = match (tile.kind, blocks, tile.columns) {
-        (Kind::Gather | Kind::Vendor, false, 16) => {
-            ["", "conv_gather16_tf32", "conv_gather16_f16", "conv_gather16_bf16"]
-        }
-        (Kind::Gather | Kind::Vendor, false, 32) => {
-            ["", "conv_gather32_tf32", "conv_gather32_f16", "conv_gather32_bf16"]
-        }
-        (Kind::Gather | Kind::Vendor, false, 64) => {
-            ["", "conv_gather64_tf32", "conv_gather64_f16", "conv_gather64_bf16"]
-        }
-        (Kind::Gather | Kind::Vendor, false, _) => {
-            ["", "conv_gather128_tf32", "conv_gather128_f16", "conv_gather128_bf16"]
-        }
-        (_, true, ..=32) => ["", "conv_blocks32_tf32", "conv_blocks32_f16", "conv_blocks32_bf16"],
-        (_, true, 64) => ["", "conv_blocks64_tf32", "conv_blocks64_f16", "conv_blocks64_bf16"],
-        (_, true, _) => ["", "conv_blocks128_tf32", "conv_blocks128_f16", "conv_blocks128_bf16"],
-        (Kind::Patch, false, 16) => ["", "conv_patch16_tf32", "conv_patch16_f16", "conv_patch16_bf16"],
-        (Kind::Patch, false, 32) => ["", "conv_patch32_tf32", "conv_patch32_f16", "conv_patch32_bf16"],
-        (Kind::Patch, false, 64) => ["", "conv_patch64_tf32", "conv_patch64_f16", "conv_patch64_bf16"],
-        (Kind::Patch, false, _) => ["", "conv_patch128_tf32", "conv_patch128_f16", "conv_patch128_bf16"],
-    };
-    if precision == Precision::F32 { "conv_direct_f32" } else { precision.pick(names) }
-}
-
 /// # Safety
 /// As [`forward`].
 unsafe fn multiply<D: Driver>(
@@ -334,13 +309,8 @@ pub unsafe fn weight_gradient<D: Driver>(driver: &D, conv: &Conv, images: u32, a
         args.entries = conv.list(list.entries);
         args.active = list.active.map_or(0, |at| conv.list(at));
     }
-    let (kernel, threads) = match (conv.precision, plan.tile) {
-        (Precision::F32, _) => ("conv_weight_direct_f32", 256),
-        (p, 16) => (p.pick(["", "conv_weight16_tf32", "conv_weight16_f16", "conv_weight16_bf16"]), 128),
-        (p, 32) => (p.pick(["", "conv_weight32_tf32", "conv_weight32_f16", "conv_weight32_bf16"]), 128),
-        (p, 64) => (p.pick(["", "conv_weight64_tf32", "conv_weight64_f16", "conv_weight64_bf16"]), 128),
-        (p, _) => (p.pick(["", "conv_weight128_tf32", "conv_weight128_f16", "conv_weight128_bf16"]), 256),
-    };
+    let kernel = weight_kernel(conv.precision, plan.tile, args.active != 0);
+    let threads = if conv.precision == Precision::F32 || plan.tile == 128 { 256 } else { 128 };
     let launch = Launch { grid: [tiles, plan.splits, 1], block: [threads, 1, 1], shared_bytes: 0 };
     // SAFETY: layout as in the kernel; the rest is the caller's promise.
     unsafe { driver.launch(kernel, launch, &[Arg::new(&args)])? };
@@ -377,7 +347,7 @@ pub unsafe fn bias_gradient<D: Driver>(
         parts,
     };
     let element: Element = conv.precision.element();
-    let launch = Launch { grid: [parts, padded(g.k).div_ceil(64), 1], block: [128, 1, 1], shared_bytes: 0 };
+    let launch = Launch { grid: [parts, padded(g.k).div_ceil(BIAS_CHANNELS), 1], block: [128, 1, 1], shared_bytes: 0 };
     // SAFETY: layout as in the kernel; the rest is the caller's promise.
     unsafe {
         driver.launch(element.pick(["conv_bias_f32", "conv_bias_f16", "conv_bias_bf16"]), launch, &[Arg::new(&args)])?

@@ -26,7 +26,7 @@ pub(super) struct WeightTiles {
     pub(super) ptr: usize,
     /// Two words a non-zero: position in the tile, index in the layer.
     pub(super) entries: usize,
-    /// A word for each tile with a bit for each 16x16 block that holds one, if the mask has blocks.
+    /// Two words a tile with a bit for each 16x16 block that holds one, if the mask has blocks.
     pub(super) active: Option<usize>,
 }
 

@@ -159,9 +159,11 @@ impl ConvPlan {
         if [g.c, g.h, g.w, g.k, g.r, g.s, g.stride].contains(&0) {
             return fault("a size is 0".into());
         }
-        let sizes = [g.c, g.h, g.w, g.k, g.r, g.s, g.pad];
-        if sizes.iter().any(|&s| s > MAX_SIZE) {
+        if [g.h, g.w, g.r, g.s, g.pad].iter().any(|&s| s > MAX_SIZE) {
             return fault(format!("sizes and padding are at most {MAX_SIZE}"));
+        }
+        if g.c.max(g.k) > MAX_CHANNELS {
+            return fault(format!("channels are at most {MAX_CHANNELS}"));
         }
         if g.h + 2 * g.pad < g.r || g.w + 2 * g.pad < g.s {
             return fault("the kernel is larger than the padded image".into());
@@ -169,7 +171,8 @@ impl ConvPlan {
         if g.stride > MAX_STRIDE {
             return fault(format!("the stride is at most {MAX_STRIDE}"));
         }
-        let weights = u64::from(padded(g.k)) * u64::from(padded(g.c)) * u64::from(g.r) * u64::from(g.s);
+        let weights =
+            [padded(g.k), padded(g.c), g.r, g.s].into_iter().fold(1, |all, n| u64::saturating_mul(all, n.into()));
         if weights >= 1 << 31 {
             return fault("more than 2^31 weights".into());
         }
@@ -200,10 +203,14 @@ impl ConvPlan {
     }
 }
 
-/// Sizes are kept in 16 bits, with room for a pixel's distance to a tap.
+/// Rows and columns of planes and kernels are kept in 16 bits, with room for a pixel's distance to a tap.
 const MAX_SIZE: u32 = 8191;
+/// Bias gradients have a block in y for each [`BIAS_CHANNELS`]. Nothing counts channels in fewer than 32 bits.
+const MAX_CHANNELS: u32 = Launch::MAX_GRID[1] * BIAS_CHANNELS;
 /// Largest grid in y.
-const MAX_SPLITS: u32 = 65_535;
+const MAX_SPLITS: u32 = Launch::MAX_GRID[1];
+/// Channels of a block of a bias gradient.
+pub(super) const BIAS_CHANNELS: u32 = 64;
 
 fn can_patch(g: &ConvGeom, columns: u32) -> bool {
     (g.r, g.s, g.stride, g.pad) == (3, 3, 1, 1)

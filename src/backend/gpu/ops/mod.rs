@@ -2,6 +2,7 @@
 
 pub mod augment;
 pub mod conv;
+mod conv_kernels;
 mod conv_lists;
 mod conv_plan;
 pub mod copy;
