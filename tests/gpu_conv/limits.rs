@@ -42,6 +42,8 @@ fn what_the_kernels_cannot_do_is_an_error() {
         let kept = block.map(|_| vec![0u32]);
         let said = Conv::with_plan(geom, precision, plan, kept.as_deref(), block).unwrap_err().to_string();
         assert!(said.contains(word) && !said.contains('\n'), "{geom:?} {plan:?}: {said}");
+        // Nor is a plan made for what is none.
+        assert!(geom == SHAPE || geom == five || geom.w == 63 || Conv::new(geom, precision, 4, None, None).is_err());
     }
     let driver = Emulated::new(Order::Ascending).unwrap();
     let conv = Conv::with_plan(SHAPE, Precision::F16, plan, None, None).unwrap();

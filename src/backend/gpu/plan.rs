@@ -2,7 +2,7 @@
 //! stands in its plan file, so that the same bytes come again on the same device model.
 
 use super::driver::Driver;
-use super::ops::conv::ConvPlan;
+use super::ops::conv::{ConvPlan, check_geometry};
 use super::ops::operand::Precision;
 use super::precision::LossScale;
 use super::vendor::{Pass, Product};
@@ -77,6 +77,7 @@ impl GpuPlan {
     pub fn through_vendor<D: Driver>(driver: &D, spec: &Spec, precision: Precision) -> Result<Self> {
         let none = |why: String| Error::Failed(format!("no dense product through a vendor's library: {why}"));
         let vendor = driver.vendor().ok_or_else(|| none(format!("{} has none", driver.describe())))?;
+        spec.convs.iter().try_for_each(|conv| check_geometry(&conv.geom))?;
         let mut refused = None;
         let plans = spec.convs.iter().map(|conv| {
             let rule = ConvPlan::new(&conv.geom, spec.batch as u32, precision, false);

@@ -9,6 +9,7 @@ pub use super::conv_plan::{ConvPlan, Kind, Tile, WeightTile, data_tiles, forward
 
 use super::super::driver::{Arg, Driver, Launch};
 use super::conv_kernels::{multiply_kernel, weight_kernel};
+pub(in super::super) use super::conv_plan::check_geometry;
 use super::conv_plan::{BIAS_CHANNELS, pixels};
 use super::operand::{Element, Finish, Operand, Precision, padded};
 use crate::error::{Error, Result};
@@ -155,6 +156,7 @@ impl Conv {
         kept: Option<&[u32]>,
         block: Option<(u32, u32)>,
     ) -> Result<Self> {
+        check_geometry(&geom)?;
         let blocks = kept.is_some() && Lists::usable(&geom, precision, block);
         Self::with_plan(geom, precision, ConvPlan::new(&geom, batch, precision, blocks), kept, block)
     }

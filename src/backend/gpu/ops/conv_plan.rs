@@ -155,27 +155,8 @@ impl ConvPlan {
     /// Whether the kernels can do this: one line that says why not.
     pub(super) fn check(&self, geom: &ConvGeom, precision: Precision, blocks: bool) -> Result<()> {
         let fault = |what: String| Err(Error::Failed(format!("convolution {geom:?} on a GPU: {what}")));
+        check_geometry(geom)?;
         let g = geom;
-        if [g.c, g.h, g.w, g.k, g.r, g.s, g.stride].contains(&0) {
-            return fault("a size is 0".into());
-        }
-        if [g.h, g.w, g.r, g.s, g.pad].iter().any(|&s| s > MAX_SIZE) {
-            return fault(format!("sizes and padding are at most {MAX_SIZE}"));
-        }
-        if g.c.max(g.k) > MAX_CHANNELS {
-            return fault(format!("channels are at most {MAX_CHANNELS}"));
-        }
-        if g.h + 2 * g.pad < g.r || g.w + 2 * g.pad < g.s {
-            return fault("the kernel is larger than the padded image".into());
-        }
-        if g.stride > MAX_STRIDE {
-            return fault(format!("the stride is at most {MAX_STRIDE}"));
-        }
-        let weights =
-            [padded(g.k), padded(g.c), g.r, g.s].into_iter().fold(1, |all, n| u64::saturating_mul(all, n.into()));
-        if weights >= 1 << 31 {
-            return fault("more than 2^31 weights".into());
-        }
         for (what, tile) in [("forward", self.forward), ("data gradient", self.data)] {
             let allowed: &[u32] = match (precision, blocks) {
                 (Precision::F32, _) => &[32],
@@ -211,6 +192,31 @@ const MAX_CHANNELS: u32 = Launch::MAX_GRID[1] * BIAS_CHANNELS;
 const MAX_SPLITS: u32 = Launch::MAX_GRID[1];
 /// Channels of a block of a bias gradient.
 pub(super) const BIAS_CHANNELS: u32 = 64;
+
+/// Whether there is such a convolution and the kernels can count it: one line that says why not. Before a plan is made.
+pub(in super::super) fn check_geometry(g: &ConvGeom) -> Result<()> {
+    let fault = |what: String| Err(Error::Failed(format!("convolution {g:?} on a GPU: {what}")));
+    if [g.c, g.h, g.w, g.k, g.r, g.s, g.stride].contains(&0) {
+        return fault("a size is 0".into());
+    }
+    if [g.h, g.w, g.r, g.s, g.pad].iter().any(|&s| s > MAX_SIZE) {
+        return fault(format!("sizes and padding are at most {MAX_SIZE}"));
+    }
+    if g.c.max(g.k) > MAX_CHANNELS {
+        return fault(format!("channels are at most {MAX_CHANNELS}"));
+    }
+    if g.h + 2 * g.pad < g.r || g.w + 2 * g.pad < g.s {
+        return fault("the kernel is larger than the padded image".into());
+    }
+    if g.stride > MAX_STRIDE {
+        return fault(format!("the stride is at most {MAX_STRIDE}"));
+    }
+    let weights = [padded(g.k), padded(g.c), g.r, g.s].into_iter().fold(1, |all, n| u64::saturating_mul(all, n.into()));
+    if weights >= 1 << 31 {
+        return fault("more than 2^31 weights".into());
+    }
+    Ok(())
+}
 
 fn can_patch(g: &ConvGeom, columns: u32) -> bool {
     (g.r, g.s, g.stride, g.pad) == (3, 3, 1, 1)
