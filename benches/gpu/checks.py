@@ -3,12 +3,13 @@
 import re
 import shutil
 
+import binaries
 import children
 import engine
 from reused import ROOT
 from schedule import Row
 
-TEST_LIMIT_S, SANITIZER_LIMIT_S = 300, 120
+TEST_LIMIT_S, SANITIZER_LIMIT_S, LIST_LIMIT_S = 300, 120, 20
 TOOLS = ("memcheck", "racecheck", "initcheck", "synccheck")
 FOUND_CODE = 86  # compute-sanitizer's exit code for findings; the program's own are 0, 1, 2, 69, 75
 KEPT_LINES = 40  # of a failure's output, in the JSON
@@ -27,17 +28,35 @@ SANITIZED = (
 
 
 def selftest_rows(binary, tests):
+    """`tests`: programs with their `real_gpu_tests`."""
+
     def selftest(limit_s, _):
         return _passed(children.run(engine.selftest_command(binary), limit_s))
 
     rows = [Row("selftest", "selftest", "sparse-engine selftest --device cuda", {}, selftest, TEST_LIMIT_S)]
-    for path in tests:
-        # In the repository's root, as cargo runs them.
-        def test(limit_s, _, path=path):
-            return _passed(children.run([str(path.resolve())], limit_s, cwd=ROOT), wanted="test result")
+    for path, parts in tests:
+        for part, names in parts.items():
+            # In the repository's root, as cargo runs them.
+            def test(limit_s, _, path=path, names=names):
+                command = [str(path.resolve()), "--exact", *names]
+                return _passed(children.run(command, limit_s, cwd=ROOT), wanted="test result")
 
-        rows.append(Row(f"test {path.name}", "tests", path.name, {}, test, TEST_LIMIT_S))
+            asked = {"tests": names}
+            rows.append(Row(f"test {path.name} {part}", "tests", f"{path.name}: {part}", asked, test, TEST_LIMIT_S))
     return rows
+
+
+def real_gpu_tests(path):
+    """The tests of a program that run on a real GPU, which their names end with, by module. The emulated ones tell
+    nothing there. Raises Refused if there are none."""
+    done = children.run([str(path.resolve()), "--list", "--format", "terse"], LIST_LIMIT_S, cwd=ROOT)
+    names = [line.removesuffix(": test") for line in done.out.splitlines() if line.endswith("real_gpu: test")]
+    if done.code != 0 or not names:
+        raise binaries.Refused(f"{path}: wanted a test program with tests named ..real_gpu, got {done.last_line()!r}")
+    parts = {}
+    for name in names:
+        parts.setdefault(name.split("::")[0], []).append(name)
+    return parts
 
 
 def _passed(done, wanted=""):

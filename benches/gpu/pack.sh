@@ -4,7 +4,7 @@
 #
 #   benches/gpu/pack.sh OUT [TEST...]
 #
-# OUT/sparse-engine, OUT/tests/TEST; default tests: those that do more on a GPU, see below.
+# OUT/sparse-engine, OUT/tests/TEST; default: on_gpu, all tests that run on a GPU.
 set -euo pipefail
 [ $# -ge 1 ] || { sed -n '5,7s/^# *//p' "$0" >&2; exit 2; }
 out=$(realpath -m "$1")
@@ -14,15 +14,10 @@ root=$(pwd -P)
 
 tests=("$@")
 if [ ${#tests[@]} -eq 0 ]; then
-    tests=(
-        ops          # every operation of the backend in every precision
-        gpu_ops      # every kernel but convolutions, by itself
-        gpu_conv     # convolution kernels: geometries, tiles, masks, operands, epilogues
-        gpu_lockstep # 20 training steps of ResNet-20 beside the CPU
-    )
-    # The others do nothing more there. gpu_bench, gpu_train and gpu_vendor run emulated only. gpu_emu is about the
-    # emulation, gpu_build about nvcc, gpu_probe and gpu_vendor_cuda about counterfeit libraries; the last three also look
-    # for files in the folder they were built in.
+    # One program, as each holds all kernels. The tests that it leaves out do nothing more there. gpu_bench, gpu_train and
+    # gpu_vendor run emulated only. gpu_emu is about the emulation, gpu_build about nvcc, gpu_probe and gpu_vendor_cuda
+    # about counterfeit libraries; the last three also look for files in the folder they were built in.
+    tests=(on_gpu)
 fi
 
 # A profile of its own beside `release`: other flags would make cargo build that anew each time.

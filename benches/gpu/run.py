@@ -64,6 +64,7 @@ def main():
     try:
         tests = binaries.tests_in(args.tests) if args.stage == "selftest" else []
         binaries.check(args.bin, tests)
+        tests = [(path, checks.real_gpu_tests(path)) for path in tests]
         head = facts.head(args.bin)
     except binaries.Refused as e:
         print(f"run: {e}", file=sys.stderr)

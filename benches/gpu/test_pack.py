@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -75,7 +76,9 @@ class Pack(unittest.TestCase):
         done = self.pack("out")
         self.assertEqual(done.returncode, 0, done.stderr)
         tests = sorted(p.name for p in (self.folder / "out" / "tests").iterdir())
-        self.assertEqual(tests, sorted(on_a_gpu(ROOT / "tests")))
+        self.assertEqual(tests, ["on_gpu"])
+        parts = re.findall(r"^mod (\w+);", (ROOT / "tests" / "on_gpu.rs").read_text(encoding="utf-8"), re.MULTILINE)
+        self.assertEqual(sorted(parts), sorted(on_a_gpu(ROOT / "tests")))
         self.assertTrue(os.access(self.folder / "out" / "sparse-engine", os.X_OK))
         calls = [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
         self.assertEqual([args[0] for args, _ in calls], ["metadata", "build", "test"])

@@ -70,7 +70,7 @@ class Runs(unittest.TestCase):
         earlier, self.lab.out = self.lab.out, self.lab.folder / "out"
         done = self.lab.run("selftest", "--earlier", str(earlier))
         self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(len(self.lab.calls()), 3)
+        self.assertEqual(len(self.lab.calls()), 5)
         self.assertEqual(set(self.status().values()), {"done"})
 
     def test_deadline_kills_what_hangs_with_all_that_it_started(self):
@@ -203,16 +203,21 @@ class Runs(unittest.TestCase):
         self.assertIn("not the same network", done.stderr)
 
     def test_selftest(self):
-        self.lab.behave({"name": "gpu_conv", "does": "fail", "code": 101, "says": "test half FAILED"})
+        fails = {"name": "gpu_conv", "words": ["ops::real_gpu"], "does": "fail", "code": 101, "says": "test half FAILED"}
+        self.lab.behave(fails)
         done = self.lab.run("selftest")
         self.assertEqual(done.returncode, 1, done.stderr)
         rows = {r["id"]: r for r in self.lab.results()["rows"]}
         self.assertEqual(rows["selftest"]["status"], "done")
-        self.assertEqual(rows["test gpu_conv"]["why"], "exit code 101: test half FAILED")
-        self.assertIn("a library's chatter", rows["test gpu_conv"]["output"])
-        sample = rows["test gpu_sgd"]["samples"][0]
+        self.assertEqual(rows["test gpu_conv ops"]["why"], "exit code 101: test half FAILED")
+        self.assertIn("a library's chatter", rows["test gpu_conv ops"]["output"])
+        sample = rows["test gpu_sgd conv"]["samples"][0]
         self.assertEqual((sample["passed"], sample["ignored"]), (12, 1))
-        self.assertIn("| gpu_sgd | done | 12 | 1 | skipped: no compute-sanitizer here |", self.lab.markdown())
+        # The tests that run on a real GPU, each module by itself.
+        asked = [c[1:] for c in self.lab.calls() if c[0] == "gpu_sgd"]
+        self.assertEqual(asked, [["--exact", "ops::real_gpu"], ["--exact", "conv::odd::on_a_real_gpu"]])
+        self.assertEqual(rows["test gpu_conv conv"]["status"], "done")
+        self.assertIn("| gpu_sgd: conv | done | 12 | 1 | skipped: no compute-sanitizer here |", self.lab.markdown())
 
     def test_sanitize(self):
         self.lab.behave(findings={"racecheck": 3})

@@ -1,8 +1,8 @@
 //! A backend with one planted fault: the suite must reject each, with a message that names the op at fault.
 
-use crate::common::operand::{channel_of, of_channel};
-use crate::common::rig::{f64s, reals};
-use crate::fault::Fault;
+use super::common::operand::{channel_of, of_channel};
+use super::common::rig::{f64s, reals};
+use super::fault::Fault;
 use sparse_engine::backend::{
     Backend, BatchLoss, Bytes, ConvId, Grad, GradDst, Input, Mask, NormId, ParamId, PoolId, Rounding, SgdStep, Spec,
     Store, TensorId, Write,

@@ -5,7 +5,7 @@
 //! truncation is about 1e-10 and the rounding 1e-11 of sums of a few hundred terms near 1; the tolerance is 1e-7 of the
 //! largest gradient.
 
-use crate::common::rig::{Build, normal};
+use super::common::rig::{Build, normal};
 use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::backend::{
     Backend, Finish, Grad, GradDst, Input, Mask, NormId, Normed, ParamId, Store, TensorId, Write,

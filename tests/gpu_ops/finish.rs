@@ -63,7 +63,7 @@ impl<'a, D: Driver> Dst<'a, D> {
         let mut norms = vec![];
         for r in 0..wanted.reduces {
             let x = tensor(element, &format!("norm {r}"), rows, c);
-            let mean = crate::held::pad(&stored(Element::F32, &normal(&format!("mean {r}"), c)), c);
+            let mean = super::held::pad(&stored(Element::F32, &normal(&format!("mean {r}"), c)), c);
             norms.push((x, mean));
         }
         let partials = norms.iter().map(|_| Held::poisoned(driver, 8 * blocks * cp)).collect();

@@ -42,7 +42,7 @@ impl<'a, D: Driver> Op<'a, D> {
         let rows = if kind == Operand::THROUGH { a.len() / padded(c) } else { 0 };
         let b = tensor(element, &format!("{name} b"), rows, c);
         let coefs = [0, 2, 3][kind as usize];
-        let coef = pad(&crate::held::stored(Element::F32, &normal(&format!("{name} coef"), coefs * c)), c);
+        let coef = pad(&super::held::stored(Element::F32, &normal(&format!("{name} coef"), coefs * c)), c);
         let buffers =
             [(element, &a), (element, &b), (Element::F32, &coef)].map(|(e, v)| Held::of(driver, &encode(e, v)));
         Op { a, b, coef, cp: padded(c), kind, relu, buffers }

@@ -1,7 +1,7 @@
 //! A tiny network on tiny learnable images, and the program run on them as a user runs it.
 #![allow(dead_code)] // each test binary uses a part
 
-use crate::data_support::{idx, npy, npz};
+use super::data_support::{idx, npy, npz};
 use sparse_engine::config::{Config, Overrides, resolve};
 use sparse_engine::report::{Record, Score, Split, Summary, read_metrics};
 use sparse_engine::train::{Device, EpochInfo, Evaluation, Observer, OnDevice, Options, StartInfo, StepInfo};
