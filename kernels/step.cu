@@ -14,8 +14,8 @@ extern "C" __global__ void step_begin(StepState* state, const float* rates, uint
 }
 EXPORT_KERNEL(step_begin)
 
-// batch and held; and with growth > 0 loss_scale, unscale and good: a held step halves the scale (not below 1), `growth` good steps
-// in a row double it (not above 2^24). After a broken step the scale stays.
+// batch and held; and with growth > 0 loss_scale, unscale and good: a held step halves the scale (not below 1), `growth`
+// good steps in a row double it (not above 2^24). After a broken step the scale stays.
 extern "C" __global__ void step_end(StepState* state, uint32_t growth) {
     state->batch += 1;
     if (state->broken) return;

@@ -11,16 +11,16 @@ mod trainer;
 
 use crate::backend::cpu::plan::Plan;
 use crate::backend::cpu::{CpuBackend, Isa};
-use crate::backend::gpu::{self, Driver, GpuBackend, GpuPlan, Precision, SizesOnly, cuda::Cuda};
+use crate::backend::gpu::{self, Driver, GpuBackend, GpuPlan, SizesOnly, cuda::Cuda};
 use crate::backend::{Backend, Spec};
 use crate::config::Config;
 use crate::data::ImageShape;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Graph, Net};
 use crate::report::{Score, Summary};
 use crate::sparsity::Mask;
-use device::{DeviceFed, MOST_RESIDENT_BYTES};
-use plan::PlanFile;
+use device::DeviceFed;
+use plan::{GpuPlanFile, PlanFile};
 use run::{Prepared, Run, resumed};
 use setup::Setup;
 use std::path::PathBuf;
@@ -30,7 +30,7 @@ use trainer::HostFed;
 pub use evaluation::{Evaluated, Evaluation};
 pub use on_device::{Device, OnDevice};
 
-/// What a run needs beside its configuration; none of it but the plan changes a result, and that in rounding only.
+/// What a run needs beside its configuration. Plan and device change a result, in rounding; the rest changes none.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Run directory; it exists and holds nothing, or the run that is resumed.
@@ -204,7 +204,8 @@ fn on_gpu<D: Driver>(
     let setup = Setup::new(config)?;
     let state = resumed(&setup, options)?;
     let file = plan::gpu_plan_of_run(options)?;
-    let (precision, scale) = plan::numbers(options, file.as_ref())?;
+    let (precision, scale) = options.on.numbers(file.as_ref().map(GpuPlanFile::named))?;
+    let resident = plan::fits_device(setup.train.len() * setup.data.shape.numel(), precision, scale)?;
     let batch = setup.largest_batch();
     let net = Net::new(&setup.graph, &setup.masks, batch, |spec| {
         let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
@@ -217,17 +218,7 @@ fn on_gpu<D: Driver>(
     let names = setup.graph.convs().iter().map(|c| c.name.as_str());
     let plan = Plan::default_for(&net.program().spec, names);
     let planned = (plan.layers.len(), 0);
-    if setup.train.len() * setup.data.shape.numel() > MOST_RESIDENT_BYTES {
-        // Batches from the host have no loss scale.
-        if precision == Precision::F16 {
-            return Err(Error::Usage(format!(
-                "--precision fp16: the {} training images of {} are more than the {} GiB that are kept on a GPU; use \
-                 --precision bf16",
-                setup.train.len(),
-                setup.data.shape,
-                MOST_RESIDENT_BYTES >> 30
-            )));
-        }
+    if !resident {
         let trainer = HostFed::new(&setup, options.threads, net);
         return Run::new(&setup, options, state, Prepared { trainer, bytes_dense, plan, gpu_plan, planned })?
             .finish(observer);

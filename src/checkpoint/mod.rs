@@ -35,12 +35,12 @@ pub struct Progress {
     pub running: Running,
     /// The best epoch so far, by the configuration's `selection`.
     pub best: Option<Best>,
-    /// The loss scale of a run in fp16.
+    /// The loss scale of a run in fp16, or of any with a dynamic one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scaling: Option<Scaling>,
 }
 
-/// Where the loss scale of a run in fp16 stands.
+/// Where the loss scale of a run stands, whose gradients may overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Scaling {
     /// Factor of the next step's loss.

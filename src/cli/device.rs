@@ -15,7 +15,7 @@ pub(super) struct DeviceArgs {
     #[arg(long, value_name = "KIND")]
     pub precision: Option<String>,
     /// Factor of the loss's gradient on the GPU: a power of two, or "dynamic": halved when a gradient overflows, doubled after
-    /// 2000 good steps [default: dynamic with fp16, else 1]
+    /// 2000 good steps [default: dynamic with fp16, else 1; or as in the run that is gone on with]
     #[arg(long, value_name = "N|dynamic")]
     pub loss_scale: Option<String>,
 }

@@ -18,6 +18,7 @@ const EVAL_SCHEMA: u32 = 1;
 /// Images are always normalised with the constants stored in the checkpoint, whatever data set they come from.
 #[derive(clap::Args)]
 #[command(mut_arg("loss_scale", |scale| scale.hide(true)))]
+#[command(mut_arg("precision", |kind| kind.help("Numbers on the GPU: fp16, bf16, tf32 or f32 [default: as in its run, else fp16]")))]
 #[command(after_help = "Example:\n  sparse-engine eval runs/fashion-mnist-resnet20-erk-0.9-s0/last.safetensors --json")]
 pub(super) struct EvalArgs {
     /// Checkpoint file, or a run directory: its last checkpoint

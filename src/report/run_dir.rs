@@ -60,10 +60,15 @@ impl RunDir {
         self.path.join("best.safetensors")
     }
 
-    /// Writes what a new run is: its configuration and its plans. Where one does not fit on the disk, none stays.
+    /// Writes what a new run is: its configuration and its plans. Where one does not fit on the disk, none stays. Without a
+    /// plan for a GPU, that of a run which was killed at its start goes: a run goes on where its plans say it was.
     pub fn begin(&self, config: &Config, plan: &Plan, gpu_plan: Option<&GpuPlan>) -> Result<()> {
+        let path = self.gpu_plan();
+        if gpu_plan.is_none() && path.exists() {
+            fs::remove_file(&path).map_err(Error::io(&path, "cannot remove the plan of an earlier run"))?;
+        }
         self.save_config(config)?;
-        let gpu_plan = || gpu_plan.map_or(Ok(()), |plan| write_gpu_plan(&self.gpu_plan(), plan));
+        let gpu_plan = || gpu_plan.map_or(Ok(()), |plan| write_gpu_plan(&path, plan));
         write_plan(&self.plan(), plan).and_then(|()| gpu_plan()).inspect_err(|_| {
             // The failure above is the one to report.
             let _ = fs::remove_file(self.config());

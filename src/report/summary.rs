@@ -66,7 +66,7 @@ pub struct Summary {
     pub total_time_s: f64,
     /// Training images a second, over `train_time_s`.
     pub images_per_s: f64,
-    /// Steps whose update was left out, because a gradient overflowed in fp16.
+    /// Steps whose update was left out, because a gradient overflowed: in fp16, and with a dynamic loss scale.
     #[serde(default)]
     pub held_steps: u64,
     /// What came of it.

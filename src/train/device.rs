@@ -15,8 +15,6 @@ use std::time::{Duration, Instant};
 
 /// Most steps of a graph: more make no launch cheaper, and take longer to capture.
 const STEPS_A_GRAPH: usize = 16;
-/// Largest data set that is kept on the device.
-pub(super) const MOST_RESIDENT_BYTES: usize = 16 << 30;
 
 /// What a graph holds.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -172,7 +170,8 @@ impl<D: Driver> Trainer for DeviceFed<'_, D> {
         }
         let (size, count) = (self.setup.config.batch_size, self.setup.train.len());
         // A launch does not wait: how much is launched at once follows from how long the last steps took.
-        let most = self.pace.map_or(1.0, |step| (self.watch_every.as_secs_f64() / step).clamp(1.0, 1e6)) as usize;
+        let most =
+            self.pace.map_or(1.0, |step| (self.watch_every.as_secs_f64() / step.max(1e-9)).clamp(1.0, 1e6)) as usize;
         let began = Instant::now();
         let next = self.start(true, 0, at.batch as usize, most)?;
         let state = self.net.backend().state()?;

@@ -71,7 +71,7 @@ impl Evaluation<'_> {
     /// device that is not there.
     pub fn run(&self) -> Result<Evaluated> {
         let prepared = self.prepare()?;
-        match self.on.found()? {
+        match self.on.of_evaluation(self.checkpoint, self.plan)? {
             Device::Auto | Device::Cpu => {
                 let file = PlanFile::of_checkpoint(self.plan, self.checkpoint)?;
                 let (score, device) = prepared.score(|spec| {
@@ -94,7 +94,7 @@ impl Evaluation<'_> {
 
     fn on_gpu<D: Driver>(&self, prepared: &Prepared, open: impl FnOnce() -> Result<D>) -> Result<Evaluated> {
         let file = GpuPlanFile::of_checkpoint(self.plan, self.checkpoint, self.on)?;
-        let precision = self.on.precision.or(file.as_ref().map(|f| f.plan.precision)).unwrap_or(Precision::F16);
+        let (precision, _) = self.on.numbers(file.as_ref().map(GpuPlanFile::named))?;
         let (score, device) = prepared.score(|spec| {
             let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
             GpuBackend::new(open()?, spec, precision, plan)

@@ -75,6 +75,11 @@ impl GpuPlanFile {
         Ok(&self.plan)
     }
 
+    /// With its file, for messages.
+    pub fn named(&self) -> (&Path, &GpuPlan) {
+        (&self.path, &self.plan)
+    }
+
     /// The plan given, or that of the run directory that the checkpoint lies in, if it has the precision asked for.
     pub fn of_checkpoint(given: Option<&Path>, checkpoint: &Path, on: OnDevice) -> Result<Option<Self>> {
         let run = checkpoint.parent().map(|run| RunDir::at(run).gpu_plan()).filter(|path| path.exists());
@@ -93,7 +98,11 @@ pub(super) fn gpu_plan_of_run(options: &Options) -> Result<Option<GpuPlanFile>> 
     let given = options.plan.as_deref().map(GpuPlanFile::read).transpose()?;
     let own = options.resume.as_ref().map(|run| RunDir::at(run).gpu_plan()).filter(|path| path.exists());
     let Some(own) = own.map(|path| GpuPlanFile::read(&path)).transpose()? else { return Ok(given) };
-    match given.filter(|given| (given.plan.precision, &given.plan.layers) != (own.plan.precision, &own.plan.layers)) {
+    let differs = |given: &GpuPlan| {
+        let scale = given.loss_scale.is_some() && given.loss_scale != own.plan.loss_scale;
+        scale || (given.precision, &given.layers) != (own.plan.precision, &own.plan.layers)
+    };
+    match given.filter(|given| differs(&given.plan)) {
         None => Ok(Some(own)),
         Some(given) => Err(Error::Usage(format!(
             "{}: not the plan of the run in {}; a run goes on as it began: leave --plan out",
@@ -103,28 +112,45 @@ pub(super) fn gpu_plan_of_run(options: &Options) -> Result<Option<GpuPlanFile>> 
     }
 }
 
-/// Precision and loss scale of a run: those asked for, if they are not at odds with the plan.
-pub(super) fn numbers(options: &Options, file: Option<&GpuPlanFile>) -> Result<(Precision, LossScale)> {
-    let precision = match (options.on.precision, file) {
-        (Some(asked), Some(file)) if asked != file.plan.precision => {
-            let planned = file.plan.precision;
-            return Err(Error::Usage(format!(
-                "--precision {asked}: the plan in {} is for {planned}; leave --precision out, or give another --plan",
-                file.path.display()
-            )));
+/// Largest data set that is kept on the device.
+const MOST_RESIDENT_BYTES: usize = 16 << 30;
+
+/// Whether a training set of `bytes` bytes is kept on the device; else its batches come from the host, which has no loss scale.
+pub(super) fn fits_device(bytes: usize, precision: Precision, scale: LossScale) -> Result<bool> {
+    if bytes <= MOST_RESIDENT_BYTES {
+        return Ok(true);
+    }
+    if scale == LossScale::Static(1.0) && precision != Precision::F16 {
+        return Ok(false);
+    }
+    Err(Error::Usage(format!(
+        "{precision} with loss scale {scale}: the training images are {bytes} bytes, more than the {} GiB that are kept on a \
+         GPU, and batches from the host have no loss scale; use --precision bf16 --loss-scale 1",
+        MOST_RESIDENT_BYTES >> 30
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_the_device_has_no_loss_scale() {
+        let (one, many) = (LossScale::Static(1.0), LossScale::Static(2.0));
+        for (precision, scale) in [(Precision::F16, LossScale::Dynamic), (Precision::Bf16, one), (Precision::F32, many)]
+        {
+            assert!(fits_device(16 << 30, precision, scale).unwrap(), "{precision} {scale}");
         }
-        (asked, file) => asked.or(file.map(|f| f.plan.precision)).unwrap_or(Precision::F16),
-    };
-    let planned = file.and_then(|f| Some((f, f.plan.loss_scale?)));
-    let scale = match (options.on.loss_scale, planned) {
-        (Some(asked), Some((file, planned))) if asked != planned => {
-            return Err(Error::Usage(format!(
-                "--loss-scale {asked}: the plan in {} is of a run with {planned}; leave --loss-scale out, or give another \
-                 --plan",
-                file.path.display()
-            )));
+        assert!(!fits_device((16 << 30) + 1, Precision::Bf16, one).unwrap());
+        let refused = [
+            (Precision::F16, LossScale::Dynamic),
+            (Precision::F16, one),
+            (Precision::Bf16, LossScale::Dynamic),
+            (Precision::F32, many),
+        ];
+        for (precision, scale) in refused {
+            let said = fits_device((16 << 30) + 1, precision, scale).unwrap_err().to_string();
+            assert!(said.contains(&format!("{precision} with loss scale {scale}")) && said.contains("bf16"), "{said}");
         }
-        (asked, planned) => asked.or(planned.map(|(_, scale)| scale)).unwrap_or(LossScale::default_for(precision)),
-    };
-    Ok((precision, scale))
+    }
 }

@@ -80,24 +80,26 @@ impl<B: Backend<Real = f32>> Trainer for HostFed<'_, B> {
         &mut self.net
     }
 
-    fn train(&mut self, at: Position, rate: &LearningRate, _: Option<Scaling>) -> Result<Stretch> {
+    fn train(&mut self, at: Position, rate: &LearningRate, scaling: Option<Scaling>) -> Result<Stretch> {
         let config = &self.setup.config;
         if self.epoch.as_ref().is_none_or(|&(epoch, batch, _)| (epoch, batch) != (at.epoch, at.batch)) {
             self.epoch = None; // its workers end before others begin
             let batches = self.setup.train_loader(self.threads)?.epoch(at.epoch, at.batch as usize);
             self.epoch = Some((at.epoch, at.batch, Box::new(batches)));
         }
-        let Some((_, next, batches)) = &mut self.epoch else { return Ok(Stretch::default()) };
-        let Some(batch) = batches.next() else { return Ok(Stretch::default()) };
+        // There is no loss scale here: that of a run which comes from a GPU waits for its return.
+        let none = Stretch { scaling, ..Stretch::default() };
+        let Some((_, next, batches)) = &mut self.epoch else { return Ok(none) };
+        let Some(batch) = batches.next() else { return Ok(none) };
         *next += 1;
         let loss = self.net.forward_backward(&batch.images, &batch.labels, config.label_smoothing);
         if !loss.loss_sum.is_finite() {
-            return Ok(Stretch { diverged: Some(loss.loss_sum), ..Stretch::default() });
+            return Ok(Stretch { diverged: Some(loss.loss_sum), ..none });
         }
         self.net.sgd(sgd_step(config, rate.at(at.step)));
         let n = batch.n;
         self.newest = Some(batch);
-        Ok(Stretch { steps: vec![(loss, n)], ..Stretch::default() })
+        Ok(Stretch { steps: vec![(loss, n)], ..none })
     }
 
     fn sound(&mut self) -> Result<bool> {

@@ -69,7 +69,7 @@ fn a_plan_file_is_used_and_must_fit() {
     let all = json(&format!("{args} --json"));
     assert_eq!((&all["precision"], &all["plan"]), (&"bf16".into(), &path.to_str().unwrap().into()));
     for (more, code, word) in [
-        ("--precision fp16", 2, "the plan is for bf16"),
+        ("--precision fp16", 2, "plan-cuda.json is for bf16"),
         ("--sparsity 0.8", 1, "plan-cuda.json"),
         ("--device cpu", 2, "--device"),
     ] {

@@ -32,6 +32,30 @@ fn a_run_and_its_evaluation() {
     // A run on a GPU goes on on a GPU, unless told otherwise.
     run(&mut lab.resume("run")).refused(69, &["was on a GPU", "--device cpu"]);
     run(lab.resume("run").args(["--device", "cpu"])).ok();
+
+    // A plan that is given says in which precision, and where.
+    let plan = lab.path("run/plan-cuda.json");
+    let with_plan = |more: &[&str]| eval(&[&["--plan", plan.to_str().unwrap()], more].concat());
+    with_plan(&["--device", "emulated", "--precision", "f32"]).refused(2, &["plan-cuda.json is for bf16"]);
+    with_plan(&["--device", "emulated"]).ok();
+    let plan = lab.path("run/plan.json");
+    eval(&["--plan", plan.to_str().unwrap(), "--precision", "bf16"]).refused(2, &["--plan is for the processor"]);
+    eval(&["--plan", plan.to_str().unwrap()]).ok();
+}
+
+/// A run that was killed at its start, and is begun anew elsewhere, was never on a GPU.
+#[test]
+fn what_a_killed_run_left_says_nothing_of_the_next() {
+    let lab = Lab::new();
+    let few = ["--set", "schedule.milestones=[1]", "--epochs", "2"];
+    run(lab.train("run").args(few).args(["--device", "emulated"])).ok();
+    for gone in ["last.safetensors", "best.safetensors", "summary.json"] {
+        std::fs::remove_file(lab.path("run").join(gone)).unwrap();
+    }
+    run(lab.train("run").args(few).args(["--device", "cpu", "--resume", "auto"])).ok();
+    assert!(!lab.path("run/plan-cuda.json").exists());
+    run(&mut lab.resume("run")).ok();
+    assert!(lab.summary("run").device.starts_with("cpu"));
 }
 
 #[test]

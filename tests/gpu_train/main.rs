@@ -196,13 +196,22 @@ fn a_loss_scale_is_the_runs_own() {
     train(&config, &with("stopped", fixed), &mut far).unwrap_err();
     let resume = |loss_scale| Options { resume: Some(lab.path("stopped")), ..with("stopped", loss_scale) };
     let refused = train(&config, &resume(Some(LossScale::Static(64.0))), &mut Far::default()).unwrap_err();
-    assert!(refused.exit_code() == 2 && refused.to_string().contains("a run with 128"), "{refused}");
+    assert!(
+        refused.exit_code() == 2 && refused.to_string().contains("is for 128; leave --loss-scale out"),
+        "{refused}"
+    );
     train(&config, &resume(None), &mut Far::default()).unwrap();
     lab.assert_same_end("stopped", "static", "stopped");
 
     // So large a scale overflows in every step: each is left out, and counted.
     let summary = train(&config, &with("held", Some(LossScale::Static(16777216.0))), &mut Far::default()).unwrap();
     assert_eq!((summary.held_steps, summary.steps), (2 * STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH));
+    // They stay counted where nothing overflows, and the scale waits for the run's return.
+    let mut far = Far { stop_at: Some(STEPS_PER_EPOCH), ..Far::default() };
+    train(&config, &with("moved", Some(LossScale::Static(16777216.0))), &mut far).unwrap_err();
+    let left = scaling("moved").unwrap();
+    let summary = train(&config, &lab.resume_options("moved", 1), &mut Far::default()).unwrap();
+    assert_eq!((summary.held_steps, left.held, scaling("moved")), (STEPS_PER_EPOCH, STEPS_PER_EPOCH, Some(left)));
 }
 
 /// What a network would hold is known without a device that has room for it.

@@ -19,7 +19,7 @@ const CHANNELS: u32 = 64;
 pub struct Sizes {
     /// Bytes of each of two buffers.
     pub bytes: usize,
-    /// Blocks that multiply on each multiprocessor; 8 are as many as one holds.
+    /// Blocks that multiply on each multiprocessor: 4, with 32 warps of 8 sums each, fit at once; a second wave would be uneven.
     pub blocks_an_sm: u32,
     /// Rounds of multiplies in a call.
     pub rounds: u32,

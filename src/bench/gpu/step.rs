@@ -111,14 +111,20 @@ pub fn run<D: Driver>(config: &Config, gpu: GpuConfig, make: Make<GpuBackend<D>>
     while left > 0 {
         let samples = left.min(BLOCK);
         let ours = sparse.block(samples)?;
-        let mut others = [(dense.as_mut(), &mut ratios), (vendor.iter_mut().flatten().next(), &mut vendor_ratios)];
-        for (runner, ratios) in &mut others {
-            if let Some(runner) = runner {
-                ratios.push(ours / runner.block(samples)?);
-            }
+        if let Some(dense) = &mut dense {
+            ratios.push(ours / dense.block(samples)?);
         }
         sparse.launched_block(samples)?;
-        others.into_iter().filter_map(|(runner, _)| runner).try_for_each(|runner| runner.launched_block(samples))?;
+        if let Some(dense) = &mut dense {
+            dense.launched_block(samples)?;
+        }
+        // Last: what fails there must not cost the others their time.
+        vendor = vendor.map(|runner| {
+            let mut runner = runner?;
+            let theirs = runner.block(samples).and_then(|ms| runner.launched_block(samples).map(|()| ms));
+            vendor_ratios.push(ours / theirs.map_err(|e| e.to_string())?);
+            Ok(runner)
+        });
         left -= samples;
     }
     let vendor = match vendor {

@@ -143,12 +143,18 @@ pub fn run<B: Backend>(
     measure(case, Widths::CPU, &build, None)
 }
 
-/// `vendor`: the dense layer through a vendor's library, timed in turn with the others where there is one.
-fn measure<'a>(case: &Case, widths: Widths, build: Build<'a>, vendor: Option<Built<'a>>) -> Result<Report> {
+/// Builds the dense layer through a vendor's library.
+type Rival<'a> = &'a dyn Fn() -> Result<Built<'a>>;
+
+/// `vendor`: timed in turn with the others where there is one. It is built last: it must not cost the others their memory.
+fn measure<'a>(case: &Case, widths: Widths, build: Build<'a>, vendor: Option<Rival<'a>>) -> Result<Report> {
     let mut sparse = build(case.density, false)?;
     let weights = !matches!(case.op, Op::Bn);
     let mut dense = weights.then(|| build(Density::ONE, false)).transpose()?;
-    let mut vendor = vendor.filter(|_| weights); // after the dense one, which there is then
+    let (mut vendor, missing) = match vendor.map(|build| build()).transpose() {
+        Ok(vendor) => (vendor, None),
+        Err(why) => (None, Some(why.to_string())),
+    };
     let ms = in_turn([Some(&mut sparse), dense.as_mut(), vendor.as_mut()], case.time)?;
     let mut report = Report {
         nnz: sparse.nnz as u64,
@@ -163,6 +169,7 @@ fn measure<'a>(case: &Case, widths: Widths, build: Build<'a>, vendor: Option<Bui
     };
     if let Some(gpu) = &mut report.gpu {
         gpu.vendor_ms = ms.get(2).copied();
+        gpu.vendor_missing = missing;
     }
     drop((sparse, vendor));
     if let (Some(dense), true) = (&mut dense, case.crossover && !matches!(case.op, Op::Bn | Op::Sgd)) {

@@ -106,7 +106,7 @@ impl Sizes {
     /// Twice the 50 MB of the largest cache, an H100's.
     const CUDA: Sizes = Sizes {
         rotated: 2 * 50_000_000,
-        peaks: gpu_peaks::Sizes { bytes: 512 << 20, blocks_an_sm: 8, rounds: 1 << 14 },
+        peaks: gpu_peaks::Sizes { bytes: 512 << 20, blocks_an_sm: 4, rounds: 1 << 14 },
     };
     /// There is no cache whose size would matter.
     #[cfg(feature = "emu")]

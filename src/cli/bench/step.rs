@@ -164,8 +164,7 @@ fn on_gpu<D: Driver>(
         return Err(Error::Usage("--memory-only is for the CPU: leave it out".into()));
     }
     let plan = args.plan.as_deref().map(|path| Ok::<_, Error>((path, read_gpu_plan(path)?))).transpose()?;
-    let precision = precision(on.precision, plan.as_ref().map(|(_, plan)| plan))?;
-    let scale = on.loss_scale.unwrap_or(LossScale::default_for(precision));
+    let (precision, scale) = on.numbers(plan.as_ref().map(|(path, plan)| (*path, plan)))?;
     let dense = |spec: Spec| GpuBackend::new(open()?, spec, precision, None);
     let sparse = |spec: Spec| {
         if let Some((path, plan)) = &plan {
@@ -182,17 +181,6 @@ fn on_gpu<D: Driver>(
     let twins = Twins { dense: beside.then_some(&dense as _), vendor: beside.then_some(&vendor as _) };
     let report = gpu_step::run(config, GpuConfig::new(scale), &sparse, &twins)?;
     Ok((report, On { device: Some(device), threads: None, numbers: Some((precision, scale)) }))
-}
-
-/// The precision asked for, if it is not at odds with the plan's.
-fn precision(asked: Option<Precision>, plan: Option<&GpuPlan>) -> Result<Precision> {
-    match (asked, plan) {
-        (Some(asked), Some(plan)) if asked != plan.precision => Err(Error::Usage(format!(
-            "--precision {asked}: the plan is for {}; leave --precision out, or give another --plan",
-            plan.precision
-        ))),
-        (asked, plan) => Ok(asked.or(plan.map(|plan| plan.precision)).unwrap_or(Precision::F16)),
-    }
 }
 
 impl StepArgs {

@@ -16,8 +16,8 @@ pub unsafe fn step_begin<D: Driver>(driver: &D, state: u64, rates: u64, count: u
     unsafe { driver.launch("step_begin", ONE, &[Arg::new(&state), Arg::new(&rates), Arg::new(&count)]) }
 }
 
-/// Ends a step: the next batch, one more in `held` if it was, and with `growth` above 0 a dynamic loss scale: halved (not below 1) after a step that was
-/// held, doubled (not above 2^24) after `growth` in a row that were not.
+/// Ends a step: the next batch, one more in `held` if it was, and with `growth` above 0 a dynamic loss scale: halved (not below
+/// 1) after a step that was held, doubled (not above 2^24) after `growth` in a row that were not.
 ///
 /// # Safety
 /// `state` as in [`step_begin`].
