@@ -358,7 +358,8 @@ fn table(args: &KernelsArgs, pattern: Pattern, on: &On, rows: &[Row]) -> String 
     text += &aligned(&lines, |c| c == 0);
     text += "\nchecked in f64 before they were timed; ratio: sparse / dense\n";
     if vendor {
-        text += "vendor: dense, by the vendor's libraries and what our kernels do around them; ratio: sparse / vendor\n";
+        text +=
+            "vendor: dense, by the vendor's libraries and what our kernels do around them; ratio: sparse / vendor\n";
     }
     if let Some(why) = rows.iter().find_map(|row| row.report.gpu.as_ref()?.vendor_missing.as_ref()) {
         text += &format!("vendor's libraries, where there is no time: {why}\n");
