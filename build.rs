@@ -8,8 +8,9 @@
 //! What was compiled is kept in cargo's target directory, keyed by content and shared by all profiles: fatbins with what
 //! ptxas says of them in `fatbin-cache`, host objects in `emu-cache`. `kernel-resources.txt` beside them is for people.
 //!
-//! One file: a build script's modules would need a folder at the top.
+//! `kernels/emu/build.rs` compiles them for the host, `kernels/resources.rs` reads what ptxas says.
 
+use resources::{Resource, resources, table_path, write_table};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 use std::env;
@@ -25,6 +26,12 @@ const DEFAULT_ARCHS: &str = "sm_80,sm_90a,compute_90";
 const OLDEST_NVCC: (u32, u32) = (12, 0); // the first with sm_90a
 const KERNELS: &str = "kernels";
 const FLAGS: &[&str] = &["-fatbin", "-O3", "-std=c++17", "-lineinfo", "-Xptxas", "-v", "-Xptxas", "-warn-spills"];
+
+#[cfg(feature = "emu")]
+#[path = "kernels/emu/build.rs"]
+mod emulation;
+#[path = "kernels/resources.rs"]
+mod resources;
 
 type Outcome<T> = std::result::Result<T, String>;
 
@@ -65,7 +72,7 @@ fn run() -> Outcome<()> {
     source_version();
     write(&out.join("kernels.rs"), generated(embedded.as_ref()).as_bytes())?;
     #[cfg(feature = "emu")]
-    emulation(&out)?;
+    emulation::compile(&out)?;
     Ok(())
 }
 
@@ -239,85 +246,6 @@ fn parallel<T: Sync>(jobs: &[T], job: impl Fn(&T) -> Outcome<()> + Sync) -> Outc
     if faults.is_empty() { Ok(()) } else { Err(faults.join("\n")) }
 }
 
-/// One row of the table that ptxas -v gives: what one kernel needs on one target.
-struct Resource {
-    kernel: String,
-    target: String,
-    /// Registers, then bytes: static shared memory, stack, spill stores, spill loads.
-    numbers: [u32; 5],
-}
-
-impl Resource {
-    const COLUMNS: [&str; 7] = ["kernel", "target", "registers", "shared", "stack", "spill_stores", "spill_loads"];
-
-    fn fields(&self) -> [String; 7] {
-        let [a, b, c, d, e] = self.numbers.map(|n| n.to_string());
-        [self.kernel.clone(), self.target.clone(), a, b, c, d, e]
-    }
-
-    fn parse(line: &str) -> Option<Self> {
-        let mut fields = line.split_whitespace();
-        let (kernel, target) = (fields.next()?.to_string(), fields.next()?.to_string());
-        let mut numbers = [0; 5];
-        for number in &mut numbers {
-            *number = fields.next()?.parse().ok()?;
-        }
-        Some(Resource { kernel, target, numbers })
-    }
-}
-
-/// Reads what `ptxas -v` said. A function's properties follow its name; only entry functions say for which target.
-fn resources(said: &str) -> Vec<Resource> {
-    let quoted = |text: &str| text.split('\'').nth(1).unwrap_or_default().to_string();
-    let mut found: Vec<Resource> = Vec::new();
-    let mut of_entry = false;
-    for line in said.lines() {
-        // "160 bytes stack frame, 0 bytes spill stores", "Used 39 registers, 512 bytes smem"
-        let number = |what: &str| -> Option<u32> {
-            let before = &line[..line.find(what)?];
-            before.rsplit(' ').next()?.parse().ok()
-        };
-        if let Some((_, rest)) = line.split_once("Compiling entry function ") {
-            let (kernel, target) = rest.split_once(" for ").unwrap_or((rest, ""));
-            found.push(Resource { kernel: quoted(kernel), target: quoted(target), numbers: [0; 5] });
-        } else if let Some((_, function)) = line.split_once("Function properties for ") {
-            of_entry = found.last().is_some_and(|f| f.kernel == function.trim());
-        }
-        let Some(Resource { numbers, .. }) = found.last_mut().filter(|_| of_entry) else { continue };
-        if line.contains(" bytes stack frame") {
-            let properties = [" bytes stack frame", " bytes spill stores", " bytes spill loads"];
-            for (place, what) in numbers[2..].iter_mut().zip(properties) {
-                *place = number(what).unwrap_or(0);
-            }
-        } else if line.contains(" registers") && line.contains("Used ") {
-            numbers[0] = number(" registers").unwrap_or(0);
-            numbers[1] = number(" bytes smem").unwrap_or(0);
-            numbers[2] = number(" bytes cumulative stack size").unwrap_or(numbers[2]);
-        }
-    }
-    found
-}
-
-fn table_path(cached: &Path) -> PathBuf {
-    cached.with_extension("resources")
-}
-
-/// For people: aligned columns.
-fn write_table(path: &Path, rows: &[Resource]) -> Outcome<()> {
-    let header = Resource::COLUMNS.map(String::from);
-    let lines: Vec<[String; 7]> = std::iter::once(header).chain(rows.iter().map(Resource::fields)).collect();
-    let widths: [usize; 7] = std::array::from_fn(|i| lines.iter().map(|l| l[i].len()).max().unwrap_or(0));
-    let mut text = String::new();
-    for line in &lines {
-        let _ = write!(text, "{:<w$}  {:<v$}", line[0], line[1], w = widths[0], v = widths[1]);
-        for (field, width) in line[2..].iter().zip(&widths[2..]) {
-            let _ = write!(text, "  {field:>width$}");
-        }
-        text.push('\n');
-    }
-    put(path, text.as_bytes())
-}
-
 /// Compiles one kernel file into the cache, unless it is there.
 fn compile(nvcc: &Nvcc, flags: &[String], stem: &str, cached: &Path) -> Outcome<()> {
     if cached.is_file() && table_path(cached).is_file() {
@@ -390,82 +318,6 @@ impl Key {
         key.add(&read(source)?);
         Ok(key.0.finalize().iter().map(|b| format!("{b:02x}")).collect())
     }
-}
-
-/// What the host compiler checks in kernels, reported by kernels/emu/sanitize.cpp. Of `undefined`, left out: `vptr`, which
-/// wants libubsan; `object-size` and `pointer-overflow`, since guard pages find what they would, and they make loops
-/// over a thread's tile of numbers twice as slow again. Clang calls `bounds` `array-bounds`.
-#[cfg(feature = "emu")]
-const SANITIZERS: &str = "alignment,null,shift,signed-integer-overflow,integer-divide-by-zero,float-cast-overflow,bool,\
-                          enum,return,unreachable,vla-bound,builtin,nonnull-attribute,returns-nonnull-attribute";
-
-/// The same kernels as a static library for the host, found by name at run time. Objects are cached, as this script runs
-/// again whenever the library's source changes.
-#[cfg(feature = "emu")]
-fn emulation(out: &Path) -> Outcome<()> {
-    let needs = |e: String| {
-        format!(
-            "feature `emu` runs the kernels on the host and needs a C++17 compiler (g++ or clang++; set CXX to choose \
-             one): {e}"
-        )
-    };
-    let mut build = cc::Build::new();
-    build.cpp(true).std("c++17").opt_level(2).debug(false);
-    let runtime = build.try_get_compiler().map_err(|e| needs(e.to_string()))?;
-    let bounds = if runtime.is_like_clang() { "array-bounds" } else { "bounds" };
-    build
-        .flag("-ffp-contract=off") // a*b + c rounds twice, as __fadd_rn(__fmul_rn(a, b), c) does on a GPU
-        .flag("-fno-strict-aliasing") // kernels load float4 from float*
-        .flag(format!("-fsanitize={SANITIZERS},{bounds}"))
-        .flag_if_supported("-fstack-clash-protection") // a large frame does not step over the guard page
-        .flag("-Wno-unknown-pragmas"); // #pragma unroll
-    // Without it every fused multiply-add is a call, 14 times as slow. Same results; this machine runs what it builds.
-    #[cfg(target_arch = "x86_64")]
-    if env::var("HOST") == env::var("TARGET") && is_x86_feature_detected!("fma") {
-        build.flag("-mfma");
-    }
-    let kernels = build.try_get_compiler().map_err(|e| needs(e.to_string()))?;
-    let version = runtime.to_command().arg("--version").output().map_err(|e| needs(e.to_string()))?;
-    let banner = format!("{} {}", runtime.path().display(), String::from_utf8_lossy(&version.stdout));
-
-    let emu = Path::new(KERNELS).join("emu");
-    let cache = cache_dir(out, "emu-cache")?;
-    let included = below(Path::new(KERNELS), &["cuh", "hpp"])?;
-    let mut jobs = Vec::new();
-    for (tool, sources) in
-        [(&kernels, [files(Path::new(KERNELS), "cu")?, files(&emu, "cu")?].concat()), (&runtime, files(&emu, "cpp")?)]
-    {
-        let flags: Vec<String> = tool.args().iter().map(|f| f.to_string_lossy().into_owned()).collect();
-        let key = Key::new(&banner, &flags, &included)?;
-        for source in sources {
-            let name = source.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            let object = cache.join(format!("{name}-{}.o", key.of(&source)?));
-            jobs.push((tool, source, object));
-        }
-    }
-    parallel(&jobs, |(tool, source, object)| {
-        if object.is_file() {
-            return Ok(());
-        }
-        let unfinished = object.with_extension(format!("{}.tmp", std::process::id()));
-        // .cu is no extension that a host compiler knows.
-        let run = tool.to_command().args(["-x", "c++", "-c"]).arg(source).arg("-o").arg(&unfinished).output();
-        let run = run.map_err(|e| needs(format!("{}: {e}", tool.path().display())))?;
-        let said = String::from_utf8_lossy(&run.stderr);
-        if !run.status.success() {
-            return Err(needs(format!("{} does not compile:\n{said}", source.display())));
-        }
-        for line in said.lines() {
-            println!("cargo::warning={line}");
-        }
-        fs::rename(&unfinished, object).map_err(|e| format!("{}: cannot rename: {e}", unfinished.display()))
-    })?;
-    cc::Build::new()
-        .cpp(true) // links the C++ library
-        .objects(jobs.iter().map(|(_, _, object)| object))
-        .link_lib_modifier("+whole-archive") // kernels register themselves: no symbol of theirs is referred to
-        .try_compile("sparse_engine_emu")
-        .map_err(|e| needs(e.to_string()))
 }
 
 /// Files in `dir` with that extension, sorted.
