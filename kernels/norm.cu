@@ -5,10 +5,11 @@
 // Backward, with S1 = sum(g), S2 = sum(g * (x - mean)) of the finished gradient g of the norm's output, norm_sums:
 //     dbeta = S1, dgamma = S2 * rstd, dx = k0 * g + k1 * x + k2,
 //     k0 = gamma * rstd, k1 = -k0 * rstd^2 * S2 / count, k2 = -k0 * S1 / count - mean * k1.
+//     With running statistics, which do not depend on x, k1 = k2 = 0: norm_running sets them, and norm_sums lets them be.
 //
 // Statistics are taken of differences from one of the values, so that a mean far from zero costs no digits; blocks are
 // merged in double in an order that follows from their number alone. A norm's state is 8 rows of `cp` f32: scale, shift,
-// mean, rstd, unbiased variance, k0, k1, k2; zero in padding channels.
+// mean, rstd, unbiased variance (-1: the statistics are the running ones), k0, k1, k2; zero in padding channels.
 //
 // Write rule: everything is overwritten, but for the running statistics, which are updated in place.
 // Launcher: src/backend/gpu/ops/norm.rs, same arguments.
@@ -174,7 +175,7 @@ struct NormSums {
     uint64_t gamma;  // float [c]
     uint64_t dgamma; // float [c], overwritten
     uint64_t dbeta;  // float [c], overwritten
-    uint64_t state;  // float [8][cp]: rows 2 and 3 are read, 5 to 7 written
+    uint64_t state;  // float [8][cp]: rows 2 to 4 are read, 5 to 7 written
     uint32_t c;
     uint32_t cp;
 };
@@ -201,6 +202,7 @@ extern "C" __global__ void __launch_bounds__(MERGE_THREADS, 1) norm_sums(NormSum
     const double mean = double(state[2 * a.cp]), rstd = double(state[3 * a.cp]), count = double(a.rows);
     reinterpret_cast<float*>(a.dbeta)[channel] = float(sums.first);
     reinterpret_cast<float*>(a.dgamma)[channel] = float(sums.second * rstd);
+    if (state[4 * a.cp] < 0.0f) return;
     const double k0 = double(reinterpret_cast<const float*>(a.gamma)[channel]) * rstd;
     const float k1 = float(-k0 * rstd * rstd * sums.second / count);
     state[5 * a.cp] = float(k0);
@@ -237,20 +239,24 @@ extern "C" __global__ void __launch_bounds__(256) norm_running_update(const Norm
 }
 EXPORT_KERNEL(norm_running_update)
 
-// Scale and shift, state rows 0 and 1, from the running statistics. Launch: as norm_running_update, but for padding too.
+// The whole state from the running statistics. Launch: as norm_running_update, but for padding too.
 extern "C" __global__ void __launch_bounds__(256) norm_running(const NormEntry* table) {
     const NormEntry a = table[blockIdx.y];
     const uint32_t channel = blockIdx.x * blockDim.x + threadIdx.x;
     if (channel >= a.cp) return;
-    float scale = 0.0f, shift = 0.0f;
+    float scale = 0.0f, shift = 0.0f, mean = 0.0f, rstd_stored = 0.0f, variance = 0.0f;
     if (channel < a.c) {
         const float* running = reinterpret_cast<const float*>(a.running) + channel;
         const double rstd = 1.0 / sqrt(double(running[a.c]) + a.eps);
         scale = float(double(reinterpret_cast<const float*>(a.gamma)[channel]) * rstd);
         shift = float(double(reinterpret_cast<const float*>(a.beta)[channel]) - double(running[0]) * double(scale));
+        mean = running[0];
+        rstd_stored = float(rstd);
+        variance = -1.0f;
     }
     float* state = reinterpret_cast<float*>(a.state) + channel;
-    state[0] = scale;
-    state[a.cp] = shift;
+    const float rows[8] = {scale, shift, mean, rstd_stored, variance, scale, 0.0f, 0.0f};
+#pragma unroll
+    for (uint32_t row = 0; row < 8; ++row) state[row * a.cp] = rows[row];
 }
 EXPORT_KERNEL(norm_running)

@@ -4,7 +4,8 @@
 // operand copies that convolutions read are zero there from allocation on; this step writes only the updated elements.
 //
 // For each stored parameter, every operation rounded to f32 on its own, in this order:
-//     g1 = g * unscale + wd * v               (unscale is a power of two: exact but for overflow and subnormals)
+//     g1 = g * unscale + wd * v               (unscale is a power of two: exact but for overflow and subnormals;
+//                                              wd is 0 where `exempt` has a bit)
 //     m  = mu * m + g1
 //     d  = nesterov ? g1 + mu * m : m        (with the new m)
 //     v  = v - lr * d
@@ -12,8 +13,8 @@
 //
 // Write rule: values and momentum are updated in place, each element by exactly one thread, and the copies' elements that
 // the map names are overwritten; gradients are read only. Nothing is written in a step that is held or after a broken one.
-// Traffic: 20 bytes a parameter (3 reads, 2 writes), with copies 8 of the map and two scattered stores more. Not yet timed
-// on a GPU.
+// Traffic: 20 bytes a parameter (3 reads, 2 writes), with copies 8 of the map and two scattered stores more, with exempt
+// parameters an eighth of a byte. Not yet timed on a GPU.
 // Launcher: src/backend/gpu/ops/sgd.rs, same arguments.
 #include "number.cuh"
 #include "state.cuh"
@@ -47,13 +48,20 @@ struct SgdArgs {
     SgdStore store;
     uint64_t grads;    // float [n]
     uint64_t momentum; // float [n]
+    uint64_t exempt;   // uint32_t [ceil(n / 32)]: bit i % 32 of word i / 32 set: no weight decay; 0: all have it
     uint64_t state;    // StepState
     uint64_t vectors;  // leading groups of four elements done with 128-bit accesses
 };
-static_assert(sizeof(SgdArgs) == 72, "the launcher passes 72 bytes");
+static_assert(sizeof(SgdArgs) == 80, "the launcher passes 80 bytes");
 
-__device__ __forceinline__ void sgd_update(float& v, float g, float& m, const StepState& s) {
-    const float g1 = __fadd_rn(__fmul_rn(g, s.unscale), __fmul_rn(s.weight_decay, v));
+// Bits from element i on, of the word that holds it.
+__device__ __forceinline__ uint32_t exempt_from(const SgdArgs& a, uint64_t i) {
+    return a.exempt ? reinterpret_cast<const uint32_t*>(a.exempt)[i / 32] >> (i % 32) : 0;
+}
+
+__device__ __forceinline__ void sgd_update(float& v, float g, float& m, uint32_t exempt, const StepState& s) {
+    const float wd = exempt & 1 ? 0.0f : s.weight_decay;
+    const float g1 = __fadd_rn(__fmul_rn(g, s.unscale), __fmul_rn(wd, v));
     m = __fadd_rn(__fmul_rn(s.momentum, m), g1);
     const float d = s.nesterov ? __fadd_rn(g1, __fmul_rn(s.momentum, m)) : m;
     v = __fsub_rn(v, __fmul_rn(s.lr, d));
@@ -72,10 +80,11 @@ template <class T> __device__ __forceinline__ void sgd_step(const SgdArgs& a) {
         const uint64_t i = 4 * thread;
         float4 v = load4(values + i), m = load4(momentum + i);
         const float4 g = load4(grads + i);
-        sgd_update(v.x, g.x, m.x, s);
-        sgd_update(v.y, g.y, m.y, s);
-        sgd_update(v.z, g.z, m.z, s);
-        sgd_update(v.w, g.w, m.w, s);
+        const uint32_t exempt = exempt_from(a, i); // of all four: i is a multiple of 4
+        sgd_update(v.x, g.x, m.x, exempt, s);
+        sgd_update(v.y, g.y, m.y, exempt >> 1, s);
+        sgd_update(v.z, g.z, m.z, exempt >> 2, s);
+        sgd_update(v.w, g.w, m.w, exempt >> 3, s);
         store4(values + i, v);
         store4(momentum + i, m);
         write_copies<T>(a.store, i, v.x);
@@ -86,7 +95,7 @@ template <class T> __device__ __forceinline__ void sgd_step(const SgdArgs& a) {
         const uint64_t i = 3 * a.vectors + thread; // 4 * vectors + (thread - vectors)
         if (i < a.store.n) {
             float v = values[i], m = momentum[i];
-            sgd_update(v, grads[i], m, s);
+            sgd_update(v, grads[i], m, exempt_from(a, i), s);
             values[i] = v;
             momentum[i] = m;
             write_copies<T>(a.store, i, v);

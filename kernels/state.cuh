@@ -17,5 +17,7 @@ struct StepState {
     uint64_t first;  // steps begun before the one that has the first of the learning rates
     uint64_t batch;  // index in its epoch of the batch that is read; the end of a step adds 1
     uint64_t held;   // steps that `hold` left out so far
+    float grads_scale; // loss scale of the step that the gradients in the store are of
+    uint32_t reserved;
 };
-static_assert(sizeof(StepState) == 72, "the host writes 72 bytes");
+static_assert(sizeof(StepState) == 80, "the host writes 80 bytes");

@@ -5,11 +5,12 @@
 // Launcher: src/backend/gpu/ops/step.rs, same argument order.
 #include "state.cuh"
 
-// step, lr and hold. rates: float [count], the first one for step `first` + 1; beyond the last one, the last one.
+// step, lr, hold and grads_scale. rates: float [count], the first one for step `first` + 1; beyond the last one, the last one.
 extern "C" __global__ void step_begin(StepState* state, const float* rates, uint64_t count) {
     const uint64_t step = state->step + 1, at = step - 1 - state->first;
     state->step = step;
     state->hold = 0;
+    state->grads_scale = state->loss_scale;
     if (count) state->lr = rates[at < count ? at : count - 1];
 }
 EXPORT_KERNEL(step_begin)

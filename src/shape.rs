@@ -1,6 +1,6 @@
 //! The letters N C H W K R S P Q, once: images N, input channels C, height H, width W, output channels K,
 //! kernel rows R and columns S, output rows P and columns Q.
-//! And the blocks that masks are made of, and the names of the networks.
+//! And the blocks that masks are made of, the names of the networks, and who has weight decay.
 
 use std::fmt;
 use std::str::FromStr;
@@ -204,6 +204,20 @@ impl fmt::Display for Network {
             Network::Vgg { depth } => f.pad(&format!("vgg{depth}")),
         }
     }
+}
+
+/// Parameters without weight decay. Here, because a configuration names it and knows no network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Exempt {
+    /// None: every parameter decays, as in the paper's code for small images.
+    #[default]
+    None,
+    /// Biases, and the scale and shift of every batch norm.
+    ByKind,
+    /// As the paper's code for ImageNet, which exempts what has "bn" in its name: the scale and shift of each batch norm but
+    /// those of shortcuts, which it calls "downsample.1"; the linear layer's bias decays.
+    Released,
 }
 
 #[cfg(test)]

@@ -35,12 +35,12 @@ bool inside(uint64_t at, size_t bytes) {
 
 struct SgdArgs {
     uint64_t values, map, w, wt, n;
-    uint64_t grads, momentum, state, vectors;
+    uint64_t grads, momentum, exempt, state, vectors;
 };
 struct StepState {
     float lr, momentum, weight_decay;
     uint32_t nesterov;
-    uint32_t rest[14];
+    uint32_t rest[16];
 };
 
 // A launch of the one kernel.
@@ -49,7 +49,7 @@ struct Call {
     bool good() const {
         for (uint64_t address : {a.values, a.grads, a.momentum})
             if (!inside(address, 4 * a.n) || (a.vectors && address % 16)) return false;
-        return inside(a.state, sizeof(StepState)) && !a.map;
+        return inside(a.state, sizeof(StepState)) && !a.map && !a.exempt;
     }
     void run() const {
         float *v = reinterpret_cast<float*>(a.values), *m = reinterpret_cast<float*>(a.momentum);

@@ -56,7 +56,7 @@ fn train() -> sparse_engine::Result<String> {
             let [values, g, m, s] = [&values, &grads, &momentum, &state].map(|b| driver.address(b));
             let store = SgdStore { values, n: N as u64, ..SgdStore::default() };
             // SAFETY: three buffers of N floats and a state.
-            unsafe { sgd_step(driver, Element::F32, &store, g, m, s) }?;
+            unsafe { sgd_step(driver, Element::F32, &store, g, m, 0, s) }?;
             driver.synchronise()
         })
         .join()
@@ -105,7 +105,7 @@ fn graph() -> sparse_engine::Result<String> {
     driver.upload(&mut state, bytemuck::bytes_of(&StepState::from(step)))?;
     let (store, s) = (SgdStore { values: v, n: 4, ..SgdStore::default() }, driver.address(&state));
     // SAFETY: three buffers of 4 floats and a state, alive as long as the graph.
-    let launch = || unsafe { sgd_step(&driver, Element::F32, &store, g, m, s) };
+    let launch = || unsafe { sgd_step(&driver, Element::F32, &store, g, m, 0, s) };
     let read = || {
         let mut got = [0f32; 4];
         driver.download(&values, bytemuck::cast_slice_mut(&mut got)).map(|()| got[3])

@@ -87,7 +87,7 @@ fn plan() -> sparse_engine::Result<String> {
     let shape = [CONV.k, CONV.c, CONV.r, CONV.s].map(|v| v as usize).to_vec();
     let spec = Spec {
         batch: 2,
-        params: vec![ParamSpec { shape, kept: None, block: None, range: 0..weights }],
+        params: vec![ParamSpec { shape, kept: None, decay: true, block: None, range: 0..weights }],
         convs: vec![ConvSpec { geom: CONV, weight: ParamId(0), bias: None }],
         ..Spec::default()
     };

@@ -82,7 +82,9 @@ pub struct Normed {
 }
 
 /// A gradient that an op reads. Without `norm`: `t`. With: the gradient of `norm.x`, computed while reading from `t`, the
-/// finished gradient of the norm's output, whose sums [`Finish::reduce`] has taken.
+/// finished gradient of the norm's output. With the statistics of a batch, whose own gradient is a part of it,
+/// [`Finish::reduce`] has taken the sums of `t`; after [`Backend::norm_running`] it is `gamma / sqrt(variance + eps) * t`, and
+/// no sums are needed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Grad {
     /// The stored gradient.
@@ -113,8 +115,9 @@ pub enum Mask {
 pub struct Finish {
     /// Zero where the mask does not pass.
     pub mask: Mask,
-    /// For each batch norm whose output has this gradient: sum(g) and sum(g * xhat) a channel over images and pixels. They
-    /// overwrite the gradients of beta and gamma, and a later [`Grad`] through the norm uses them.
+    /// For each batch norm whose output has this gradient: sum(g) and sum(g * xhat) a channel over images and pixels, xhat
+    /// by the statistics that the norm has. They overwrite the gradients of beta and gamma, and a later [`Grad`] through
+    /// the norm uses them.
     pub reduce: [Option<Normed>; 2],
 }
 
@@ -159,7 +162,7 @@ pub struct SgdStep {
     pub lr: f64,
     /// Momentum factor mu.
     pub momentum: f64,
-    /// Weight decay wd, on every stored parameter.
+    /// Weight decay wd, on every stored parameter of a [`ParamSpec::decay`]; wd is 0 for the others.
     pub weight_decay: f64,
     /// Nesterov momentum.
     pub nesterov: bool,
@@ -229,7 +232,8 @@ pub trait Backend: Send {
     /// Coefficients of the norm from the batch statistics (biased variance) of `x`; updates the running mean and (unbiased)
     /// variance. The host guarantees `n*H*W >= 2`.
     fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize);
-    /// Coefficients of the norm from the running statistics, changing none.
+    /// Coefficients of the norm from the running statistics, changing none. Until the next [`Backend::norm_stats`] the norm
+    /// is a fixed affine map, forward and backward ([`Grad`]).
     fn norm_running(&mut self, norm: NormId);
 
     /// `y = conv(x, weight) + bias`, overwriting y; with `stats`, [`Backend::norm_stats`] of y.
@@ -237,6 +241,9 @@ pub trait Backend: Send {
     /// Overwrites the weight's gradient (kept positions only) and the bias' gradient in the gradient store, and
     /// `dx = or += conv_transposed(dy, weight)`. dx may not overlap anything read, but for what its finish reads.
     fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize);
+
+    /// The data gradient of [`Backend::conv_backward`] alone: no parameter's gradient is written.
+    fn conv_data_backward(&mut self, conv: ConvId, dy: Grad, dx: GradDst, n: usize);
 
     /// `y = relu?(a + b?)`; `a` and `b` may read one tensor.
     fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize);
@@ -265,6 +272,12 @@ pub trait Backend: Send {
 
     /// One step over all stored parameters; gradients stay as they are.
     fn sgd(&mut self, step: SgdStep);
+
+    /// What [`Store::Grads`] is multiplied by against the gradient of the mean loss: the loss scale of the step that it is
+    /// of, on a device that scales its losses. Waits for that step.
+    fn gradient_scale(&self) -> f64 {
+        1.0
+    }
 
     /// Waits until all of the above has finished, on a device that computes while the host goes on. Whatever is read waits
     /// by itself: this is for those who look at the clock.

@@ -106,6 +106,8 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
     /// Kept positions in the flattened logical shape, strictly ascending; `None`: all of them (nothing is stored for them).
     pub kept: Option<Arc<[u32]>>,
+    /// Whether weight decay applies.
+    pub decay: bool,
     /// Whole blocks that the kept positions consist of (checked: they do), for kernels that skip pruned blocks.
     pub block: Option<BlockShape>,
     /// Its part of each flat store (values, gradients, momentum), in ascending order of position.
@@ -176,6 +178,18 @@ impl Spec {
     /// Stored parameters: the length of values, gradients and momentum.
     pub fn stored(&self) -> usize {
         self.params.last().map_or(0, |p| p.range.end)
+    }
+
+    /// Where weight decay stops and sets in again, in the flat stores: element `i` has it if an even number of these are at
+    /// most `i`. Empty: all have it.
+    pub fn decay_flips(&self) -> Vec<usize> {
+        let mut flips: Vec<usize> = Vec::new();
+        for p in self.params.iter().filter(|p| !p.range.is_empty()) {
+            if p.decay != flips.len().is_multiple_of(2) {
+                flips.push(p.range.start);
+            }
+        }
+        flips
     }
 
     /// Length of the running store: two numbers (mean, variance) per norm channel.

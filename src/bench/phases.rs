@@ -171,6 +171,12 @@ impl<B: Backend> Backend for Watched<B> {
     fn norm_running(&mut self, norm: NormId) {
         self.inner.norm_running(norm); // no part of a step
     }
+    fn conv_data_backward(&mut self, conv: ConvId, dy: Grad, dx: GradDst, n: usize) {
+        self.inner.conv_data_backward(conv, dy, dx, n); // likewise
+    }
+    fn gradient_scale(&self) -> f64 {
+        self.inner.gradient_scale()
+    }
     fn wait(&self) {
         self.inner.wait();
     }

@@ -5,20 +5,25 @@
 //! An addition hands its gradient on without a copy: its operands then share one tensor, which is copied only if one of
 //! them must change it while the other still needs it.
 
-use super::lower::{Backward, Plan};
+use super::lower::{Backward, Plan, Wanted};
 use super::{Graph, Op};
 use crate::backend::{ConvId, Finish, Grad, GradDst, Input, Mask, NormId, Normed, PoolId, TensorId, Write};
 use std::collections::{HashMap, HashSet};
 
-/// Gradient of the logits, and the operations from there.
-pub(super) fn backward(plan: &mut Plan, readers: &[Vec<usize>], values: &[Input]) -> (TensorId, Vec<Backward>) {
+/// Gradient of the logits, the operations from there, and the gradient of the images if it is wanted.
+pub(super) fn backward(
+    plan: &mut Plan,
+    readers: &[Vec<usize>],
+    values: &[Input],
+    wanted: Wanted,
+) -> (TensorId, Vec<Backward>, Option<TensorId>) {
     let graph = plan.graph;
     let last = graph.nodes().len() - 1;
     let dlogits = plan.tensor(last);
     let mut walk = Walk {
         plan,
         ops: vec![],
-        needs: needs(graph),
+        needs: needs(graph, wanted),
         pending: vec![None; graph.nodes().len()],
         owners: HashMap::from([(dlogits, 1)]),
         writer: HashMap::new(),
@@ -28,14 +33,24 @@ pub(super) fn backward(plan: &mut Plan, readers: &[Vec<usize>], values: &[Input]
     for i in (1..=last).rev() {
         walk.node(i, readers, values);
     }
-    (dlogits, walk.ops)
+    // Every node feeds the logits (`lower_for`), and a gradient through a norm waits at convolutions only.
+    let dinput = (wanted == Wanted::ParametersAndImages).then(|| {
+        let grad = walk.take(0);
+        assert!(grad.norm.is_none(), "the gradient of the images is stored as it is");
+        grad.t
+    });
+    (dlogits, walk.ops, dinput)
 }
 
-/// Whether each node depends on a parameter.
-fn needs(graph: &Graph) -> Vec<bool> {
+/// Whether each node depends on something whose gradient is wanted.
+fn needs(graph: &Graph, wanted: Wanted) -> Vec<bool> {
     let mut needs: Vec<bool> = Vec::new();
     for node in graph.nodes() {
-        let own = matches!(node.op, Op::Conv(_) | Op::Norm(_));
+        let own = match node.op {
+            Op::Conv(_) | Op::Norm(_) => true,
+            Op::Input => wanted == Wanted::ParametersAndImages,
+            _ => false,
+        };
         needs.push(own || node.inputs.iter().any(|id| needs[id.0]));
     }
     needs

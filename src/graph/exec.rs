@@ -1,6 +1,6 @@
 //! The executor: runs a lowered network on a backend.
 
-use super::lower::{Backward, Forward, Program, lower};
+use super::lower::{Backward, Forward, Program, Wanted, lower_for};
 use super::{Graph, NetState, NormState, ParamState};
 use crate::backend::{Backend, BatchLoss, NormId, Real, SgdStep, Spec, Store};
 use crate::error::Result;
@@ -8,9 +8,10 @@ use crate::sparsity::Mask;
 
 /// A network on a device: parameters, activations and the order of operations.
 pub struct Net<B: Backend> {
-    program: Program,
-    backend: B,
-    param_names: Vec<String>,
+    pub(super) program: Program,
+    pub(super) backend: B,
+    /// Names of the parameters, and whether a mask may prune them.
+    pub(super) params: Vec<(String, bool)>,
     norm_names: Vec<String>,
     image_len: usize,
     classes: usize,
@@ -23,14 +24,38 @@ impl<B: Backend> Net<B> {
     /// # Errors
     /// Those of [`lower`] and of `make`.
     pub fn new(graph: &Graph, masks: &[Mask], batch: usize, make: impl FnOnce(Spec) -> Result<B>) -> Result<Self> {
-        let program = lower(graph, masks, batch)?;
+        Self::make(graph, masks, batch, make, Wanted::Parameters)
+    }
+
+    /// The same network for [`Net::input_gradient`] too: with room for the gradient of the images, which
+    /// [`Net::forward_backward`] then takes as well.
+    ///
+    /// # Errors
+    /// Those of [`Net::new`].
+    pub fn with_input_gradient(
+        graph: &Graph,
+        masks: &[Mask],
+        batch: usize,
+        make: impl FnOnce(Spec) -> Result<B>,
+    ) -> Result<Self> {
+        Self::make(graph, masks, batch, make, Wanted::ParametersAndImages)
+    }
+
+    fn make(
+        graph: &Graph,
+        masks: &[Mask],
+        batch: usize,
+        make: impl FnOnce(Spec) -> Result<B>,
+        wanted: Wanted,
+    ) -> Result<Self> {
+        let program = lower_for(graph, masks, batch, wanted)?;
         let backend = make(program.spec.clone())?;
         let (c, h, w) = graph.nodes()[0].chw;
         let classes = program.spec.tensors[program.logits.0 as usize].plane.c as usize;
         Ok(Net {
             program,
             backend,
-            param_names: graph.params().iter().map(|p| p.name.clone()).collect(),
+            params: graph.params().iter().map(|p| (p.name.clone(), p.maskable)).collect(),
             norm_names: graph.norms().iter().map(|n| n.name.clone()).collect(),
             image_len: (c * h * w) as usize,
             classes,
@@ -110,14 +135,7 @@ impl<B: Backend> Net<B> {
     /// The operations of the backward pass alone, from the gradient of the logits.
     pub fn backward(&mut self, n: usize) {
         let b = &mut self.backend;
-        for op in &self.program.backward {
-            match *op {
-                Backward::Conv { conv, x, dy, dx } => b.conv_backward(conv, x, dy, dx, n),
-                Backward::Copy { dy, dx } => b.copy_backward(dy, dx, n),
-                Backward::Pool { dy, dx } => b.pool_backward(dy, dx, n),
-                Backward::MaxPool { pool, x, dy, dx } => b.max_pool_backward(pool, x, dy, dx, n),
-            }
-        }
+        self.program.backward.iter().for_each(|&op| run_backward(b, op, n));
     }
 
     /// The update with the gradients of the last [`Net::forward_backward`].
@@ -131,10 +149,7 @@ impl<B: Backend> Net<B> {
     /// As [`Net::forward_backward`], for lengths and labels.
     pub fn infer(&mut self, images: &[B::Real], labels: &[u32]) -> BatchLoss {
         let n = self.feed(images, labels);
-        for norm in 0..self.program.spec.norms.len() {
-            self.backend.norm_running(NormId(norm as u32));
-        }
-        self.forward(n, false);
+        self.evaluate(n);
         self.backend.cross_entropy(self.program.logits, labels, 0.0, None, n)
     }
 
@@ -143,20 +158,31 @@ impl<B: Backend> Net<B> {
         self.backend.read_tensor(self.program.logits, n)
     }
 
+    /// The forward pass with the running statistics.
+    pub(super) fn evaluate(&mut self, n: usize) {
+        for norm in 0..self.program.spec.norms.len() {
+            self.backend.norm_running(NormId(norm as u32));
+        }
+        self.forward(n, false);
+    }
+
     fn feed(&mut self, images: &[B::Real], labels: &[u32]) -> usize {
-        let n = labels.len();
+        assert!(labels.iter().all(|&l| (l as usize) < self.classes), "a label out of range");
+        self.feed_images(images, labels.len());
+        labels.len()
+    }
+
+    pub(super) fn feed_images(&mut self, images: &[B::Real], n: usize) {
         assert!((1..=self.program.spec.batch).contains(&n), "a batch of {n} images");
         assert_eq!(images.len(), n * self.image_len, "image data");
-        assert!(labels.iter().all(|&l| (l as usize) < self.classes), "a label out of range");
         self.backend.write_tensor(self.program.input, n, images);
-        n
     }
 
     /// Everything that training changes, by name.
     pub fn state(&self) -> NetState {
         let f32s = |s| -> Vec<f32> { self.backend.read_store(s).into_iter().map(|v| v.to_f64() as f32).collect() };
         let (values, momentum, running) = (f32s(Store::Values), f32s(Store::Momentum), f32s(Store::Running));
-        let params = self.program.spec.params.iter().zip(&self.param_names).map(|(p, name)| ParamState {
+        let params = self.program.spec.params.iter().zip(&self.params).map(|(p, (name, _))| ParamState {
             name: name.clone(),
             shape: p.shape.clone(),
             kept: p.kept.clone(),
@@ -186,5 +212,15 @@ impl<B: Backend> Net<B> {
         self.backend.write_store(Store::Momentum, &momentum);
         self.backend.write_store(Store::Running, &running);
         Ok(())
+    }
+}
+
+pub(super) fn run_backward<B: Backend>(b: &mut B, op: Backward, n: usize) {
+    match op {
+        Backward::Conv { conv, x, dy, dx } => b.conv_backward(conv, x, dy, dx, n),
+        Backward::ConvData { conv, dy, dx } => b.conv_data_backward(conv, dy, dx, n),
+        Backward::Copy { dy, dx } => b.copy_backward(dy, dx, n),
+        Backward::Pool { dy, dx } => b.pool_backward(dy, dx, n),
+        Backward::MaxPool { pool, x, dy, dx } => b.max_pool_backward(pool, x, dy, dx, n),
     }
 }

@@ -7,8 +7,8 @@
 use super::backward::backward;
 use super::{Graph, NodeId, Op};
 use crate::backend::{
-    ConvId, ConvSpec, Grad, GradDst, Input, NormId, NormSpec, ParamId, ParamSpec, Plane, PoolId, Spec, TensorId,
-    TensorSpec, place,
+    ConvId, ConvSpec, Finish, Grad, GradDst, Input, NormId, NormSpec, ParamId, ParamSpec, Plane, PoolId, Spec,
+    TensorId, TensorSpec, place,
 };
 use crate::error::{Error, Result};
 use crate::shape::BlockShape;
@@ -31,9 +31,20 @@ pub enum Forward {
 #[allow(missing_docs)] // as above
 pub enum Backward {
     Conv { conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst> },
+    ConvData { conv: ConvId, dy: Grad, dx: GradDst },
     Copy { dy: Grad, dx: GradDst },
     Pool { dy: Grad, dx: GradDst },
     MaxPool { pool: PoolId, x: Input, dy: Grad, dx: GradDst },
+}
+
+/// What the backward pass ends in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Wanted {
+    /// The gradients of the parameters.
+    #[default]
+    Parameters,
+    /// Those, and the gradient of the images ([`Program::dinput`]).
+    ParametersAndImages,
 }
 
 /// A lowered network: what the backend allocates, and what it runs.
@@ -51,6 +62,8 @@ pub struct Program {
     pub logits: TensorId,
     /// Its gradient.
     pub dlogits: TensorId,
+    /// The gradient of the images, if it was wanted: complete when the backward pass is.
+    pub dinput: Option<TensorId>,
 }
 
 impl Program {
@@ -96,8 +109,22 @@ impl Backward {
     pub(super) fn dst(&mut self) -> Option<&mut GradDst> {
         match self {
             Backward::Conv { dx, .. } => dx.as_mut(),
-            Backward::Copy { dx, .. } | Backward::Pool { dx, .. } | Backward::MaxPool { dx, .. } => Some(dx),
+            Backward::ConvData { dx, .. } | Backward::Copy { dx, .. } => Some(dx),
+            Backward::Pool { dx, .. } | Backward::MaxPool { dx, .. } => Some(dx),
         }
+    }
+
+    /// What is left of it where the gradient of the images alone is wanted, through norms with running statistics: no
+    /// parameter's gradient, and no sums.
+    pub(super) fn of_images(self) -> Option<Backward> {
+        let bare = |dx: GradDst| GradDst { finish: Finish { reduce: [None; 2], ..dx.finish }, ..dx };
+        Some(match self {
+            Backward::Conv { conv, dy, dx, .. } => Backward::ConvData { conv, dy, dx: bare(dx?) },
+            Backward::ConvData { conv, dy, dx } => Backward::ConvData { conv, dy, dx: bare(dx) },
+            Backward::Copy { dy, dx } => Backward::Copy { dy, dx: bare(dx) },
+            Backward::Pool { dy, dx } => Backward::Pool { dy, dx: bare(dx) },
+            Backward::MaxPool { pool, x, dy, dx } => Backward::MaxPool { pool, x, dy, dx: bare(dx) },
+        })
     }
 
     /// Tensors read, those of the finish included, and the gradient written.
@@ -105,6 +132,7 @@ impl Backward {
         let (x, dy, dx) = match *self {
             Backward::Conv { x, dy, dx, .. } => (Some(x), dy, dx),
             Backward::MaxPool { x, dy, dx, .. } => (Some(x), dy, Some(dx)),
+            Backward::ConvData { dy, dx, .. } => (None, dy, Some(dx)),
             Backward::Copy { dy, dx } | Backward::Pool { dy, dx } => (None, dy, Some(dx)),
         };
         let mut reads = vec![dy.t];
@@ -125,6 +153,14 @@ impl Backward {
 /// # Errors
 /// A mask that names no maskable parameter, or has another shape; a graph without logits of 1x1.
 pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
+    lower_for(graph, masks, batch, Wanted::Parameters)
+}
+
+/// The same with a choice of what the backward pass ends in.
+///
+/// # Errors
+/// Those of [`lower`].
+pub fn lower_for(graph: &Graph, masks: &[Mask], batch: usize, wanted: Wanted) -> Result<Program> {
     let last = graph.nodes().len() - 1;
     let (classes, h, w) = graph.nodes()[last].chw;
     if (h, w) != (1, 1) || matches!(graph.nodes()[last].op, Op::Input) || batch == 0 {
@@ -139,8 +175,8 @@ pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
     let mut plan = Plan { graph, spec: storage(graph, masks, batch)? };
     let (values, mut forward) = forward(&mut plan, &readers);
     let (input, logits) = (values[0].t, logits(&mut plan, &mut forward, last, values[last]));
-    let (dlogits, backward) = backward(&mut plan, &readers, &values);
-    let mut program = Program { spec: plan.spec, forward, backward, input, logits, dlogits };
+    let (dlogits, backward, dinput) = backward(&mut plan, &readers, &values, wanted);
+    let mut program = Program { spec: plan.spec, forward, backward, input, logits, dlogits, dinput };
     let alive = program.lifetimes();
     let rooms: Vec<usize> = program.spec.tensors.iter().map(|t| t.plane.room()).collect();
     let (at, arena) = place(&rooms, &alive);
@@ -154,7 +190,7 @@ pub fn lower(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Program> {
 
 impl Program {
     /// From first write to last use of each tensor, in operations: the images' arrival, the forward pass, the loss, the
-    /// backward pass. Logits live to the end: the host reads them.
+    /// backward pass. Logits and the images' gradient live to the end: the host reads them.
     fn lifetimes(&self) -> Vec<(usize, usize)> {
         let mut alive: Vec<Option<(usize, usize)>> = vec![None; self.spec.tensors.len()];
         let mut touch = |t: TensorId, at: usize| {
@@ -173,7 +209,8 @@ impl Program {
             let (reads, dx) = op.uses();
             reads.into_iter().chain(dx.map(|d| d.t)).for_each(|t| touch(t, loss + 1 + i));
         }
-        touch(self.logits, loss + 1 + self.backward.len());
+        let end = loss + 1 + self.backward.len();
+        [Some(self.logits), self.dinput].into_iter().flatten().for_each(|t| touch(t, end));
         alive.into_iter().map(|span| span.expect("every tensor is used")).collect()
     }
 }
@@ -284,7 +321,7 @@ fn storage(graph: &Graph, masks: &[Mask], batch: usize) -> Result<Spec> {
         }
         let start = spec.stored();
         let len = kept.as_ref().map_or(p.size(), |k| k.len());
-        spec.params.push(ParamSpec { shape: p.shape.clone(), kept, block, range: start..start + len });
+        spec.params.push(ParamSpec { shape: p.shape.clone(), kept, decay: p.decay, block, range: start..start + len });
     }
     if let Some(name) = by_name.keys().min() {
         return Err(Error::Usage(format!("mask of {name}: the network has no maskable parameter of that name")));

@@ -66,11 +66,12 @@ fn check_storage(p: &Program) {
     for op in &p.backward {
         let dx = match *op {
             Backward::Conv { dx, .. } => dx,
+            Backward::ConvData { dx, .. } => Some(dx),
             Backward::Copy { dx, .. } | Backward::Pool { dx, .. } | Backward::MaxPool { dx, .. } => Some(dx),
         };
         arena.op(op, dx.map(|d| d.t), dx.is_some_and(|d| d.write == Write::Accumulate));
     }
-    arena.op(&p.logits, None, false); // the host reads them after the step
+    arena.op(&(p.logits, p.dinput), None, false); // the host reads them after the step
 }
 
 #[test]

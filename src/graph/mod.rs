@@ -16,12 +16,15 @@
 mod backward;
 mod device;
 mod exec;
+mod gradients;
 mod init;
 pub mod lower;
 mod state;
 
+pub use crate::shape::Exempt;
 pub use device::{OnGpu, StepKind};
 pub use exec::Net;
+pub use gradients::ParamGradient;
 pub use state::{NetState, NormState, ParamState};
 
 use crate::backend::{Plane, PoolSpec};
@@ -96,6 +99,8 @@ pub struct Param {
     pub init: Init,
     /// Whether a mask may prune it: convolution and linear weights, the first and last included; never biases or norms.
     pub maskable: bool,
+    /// Whether weight decay applies ([`Graph::set_weight_decay`]).
+    pub decay: bool,
 }
 
 impl Param {
@@ -296,8 +301,25 @@ impl Graph {
         Ok(())
     }
 
+    /// Says which of the parameters that there are so far have weight decay; without a call all have.
+    ///
+    /// [`Exempt::Released`] goes by names, as the released code does: exempt is a name that contains "bn", unless one of its
+    /// parts between dots is "shortcut". That code's name for the norm of a shortcut has no "bn".
+    pub fn set_weight_decay(&mut self, exempt: Exempt) {
+        let vectors: Vec<usize> = (self.convs.iter().filter_map(|c| c.bias))
+            .chain(self.norms.iter().flat_map(|n| [n.gamma, n.beta]))
+            .collect();
+        for (i, p) in self.params.iter_mut().enumerate() {
+            p.decay = match exempt {
+                Exempt::None => true,
+                Exempt::ByKind => !vectors.contains(&i),
+                Exempt::Released => !p.name.contains("bn") || p.name.split('.').any(|part| part == "shortcut"),
+            };
+        }
+    }
+
     fn param(&mut self, name: String, shape: Vec<usize>, init: Init, maskable: bool) -> usize {
-        self.params.push(Param { name, shape, init, maskable });
+        self.params.push(Param { name, shape, init, maskable, decay: true });
         self.params.len() - 1
     }
 

@@ -105,6 +105,7 @@ impl<'a, D: Driver> DeviceFed<'a, D> {
             first: first_step,
             batch: at.batch,
             held: scaling.held,
+            ..StepState::default()
         })
     }
 

@@ -139,6 +139,9 @@ impl<B: Backend> Backend for Broken<B> {
             self.inner.conv_backward(conv, x, dy, None, n - 1);
         }
     }
+    fn conv_data_backward(&mut self, conv: ConvId, dy: Grad, dx: GradDst, n: usize) {
+        self.inner.conv_data_backward(conv, dy, dx, n);
+    }
     fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
         self.inner.join_forward(a, b, relu && !self.is(Fault::JoinForgetsRelu), y, n);
     }

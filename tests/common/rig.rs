@@ -48,7 +48,13 @@ impl Build {
         let start = self.0.stored();
         let len = kept.as_ref().map_or(shape.iter().product(), Vec::len);
         let kept = kept.map(Into::into);
-        self.0.params.push(ParamSpec { shape: shape.to_vec(), kept, block: None, range: start..start + len });
+        self.0.params.push(ParamSpec {
+            shape: shape.to_vec(),
+            kept,
+            decay: true,
+            block: None,
+            range: start..start + len,
+        });
         ParamId(self.0.params.len() as u32 - 1)
     }
 

@@ -23,6 +23,8 @@ fn some() -> StepState {
         first: 98,
         batch: 5,
         held: 11,
+        grads_scale: 3.0,
+        reserved: 13,
     }
 }
 
@@ -33,13 +35,16 @@ fn steps_and_rates<D: Driver>(driver: &D) {
     for (step, lr) in [(101, 0.125), (102, 0.0625), (103, 0.0625)] {
         // SAFETY: buffers of these sizes.
         unsafe { step_begin(driver, state.at(), table.at(), 4) }.unwrap();
-        assert_eq!(state.get::<StepState>()[0], StepState { step, lr, hold: 0, ..some() });
+        assert_eq!(state.get::<StepState>()[0], StepState { step, lr, hold: 0, grads_scale: 1024.0, ..some() });
     }
     // Without rates the one in the state holds; a broken step stays where it was.
     let state = Held::of(driver, &[StepState { broken: 3, step: 0, first: 0, ..some() }]);
     // SAFETY: no rate is read.
     unsafe { step_begin(driver, state.at(), 0, 0) }.unwrap();
-    assert_eq!(state.get::<StepState>()[0], StepState { broken: 3, step: 1, first: 0, hold: 0, ..some() });
+    assert_eq!(
+        state.get::<StepState>()[0],
+        StepState { broken: 3, step: 1, first: 0, hold: 0, grads_scale: 1024.0, ..some() }
+    );
 }
 
 fn dynamic_loss_scale<D: Driver>(driver: &D) {

@@ -208,21 +208,34 @@ unsafe fn pool_back<V: V16>(dy: Source, dx: View, write: Write, nb: usize, ch: u
 }
 
 /// One step over all parameters; every operation rounds by itself (no fused multiply-add), as on every f32 backend.
-pub(super) fn sgd(workers: &Workers, step: SgdStep, values: &mut [f32], grads: &[f32], momentum: &mut [f32]) {
+/// `flips`: see [`Spec::decay_flips`](crate::backend::Spec::decay_flips).
+pub(super) fn sgd(
+    workers: &Workers,
+    step: SgdStep,
+    flips: &[usize],
+    values: &mut [f32],
+    grads: &[f32],
+    momentum: &mut [f32],
+) {
     const CHUNK: usize = 1 << 14;
     let (lr, mu, wd) = (step.lr as f32, step.momentum as f32, step.weight_decay as f32);
     let n = values.len();
     let (values, momentum) = (Shared::new(values), Shared::new(momentum));
     workers.run(n.div_ceil(CHUNK), n / 2, |_, task| {
-        let at = task * CHUNK;
-        let len = CHUNK.min(n - at);
-        // SAFETY: chunks are disjoint.
-        let (values, momentum) = unsafe { (values.slice(at, len), momentum.slice(at, len)) };
-        for ((v, m), g) in values.iter_mut().zip(momentum).zip(&grads[at..at + len]) {
-            let g = *g + wd * *v;
-            *m = mu * *m + g;
-            let d = if step.nesterov { g + mu * *m } else { *m };
-            *v -= lr * d;
+        let (mut at, end) = (task * CHUNK, n.min((task + 1) * CHUNK));
+        while at < end {
+            let passed = flips.partition_point(|&f| f <= at);
+            let wd = if passed.is_multiple_of(2) { wd } else { 0.0 };
+            let len = flips.get(passed).map_or(end, |&f| f.min(end)) - at;
+            // SAFETY: chunks, and their parts, are disjoint.
+            let (values, momentum) = unsafe { (values.slice(at, len), momentum.slice(at, len)) };
+            for ((v, m), g) in values.iter_mut().zip(momentum).zip(&grads[at..at + len]) {
+                let g = *g + wd * *v;
+                *m = mu * *m + g;
+                let d = if step.nesterov { g + mu * *m } else { *m };
+                *v -= lr * d;
+            }
+            at += len;
         }
     });
 }

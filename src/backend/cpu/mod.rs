@@ -46,6 +46,8 @@ pub struct CpuBackend {
     values: Vec<f32>,
     grads: Vec<f32>,
     momentum: Vec<f32>,
+    /// [`Spec::decay_flips`].
+    decay_flips: Vec<usize>,
     running: Vec<f32>,
     convs: Vec<ConvPlan>,
     norms: Vec<Coefs>,
@@ -87,6 +89,7 @@ impl CpuBackend {
             values: vec![0.0; spec.stored()],
             grads: vec![0.0; spec.stored()],
             momentum: vec![0.0; spec.stored()],
+            decay_flips: spec.decay_flips(),
             running: vec![0.0; spec.running()],
             norms: spec.norms.iter().map(|n| Coefs::new(n.c as usize)).collect(),
             scratch: Scratch::new(&convs, widest, spec.batch, workers.threads())?,
@@ -135,6 +138,22 @@ impl CpuBackend {
             self.norms[normed.norm.0 as usize].backward(&self.values[gamma.clone()], dgamma, dbeta, count, merged);
             self.grads[gamma].copy_from_slice(&grads[0]);
             self.grads[beta].copy_from_slice(&grads[1]);
+        }
+    }
+
+    /// The gradients of a convolution: of its parameters if `x`, its input, is given, and of that input.
+    fn conv_gradients(&mut self, conv: ConvId, x: Option<Input>, dy: Grad, dx: Option<GradDst>, n: usize) {
+        self.check_n(n);
+        let plan = &mut self.convs[conv.0 as usize];
+        let items = blocks(n) * plan.items();
+        plan.refresh(&self.workers, &self.values);
+        let x = x.map(|x| self.arena.input(&self.spec, &self.norms, x));
+        let dy = self.arena.grad(&self.spec, &self.norms, dy);
+        let data = dx.map(|d| self.arena.data_grad(&self.spec, &self.norms, d));
+        let ctx = Ctx { isa: self.isa, workers: &self.workers, scratch: &mut self.scratch, n };
+        conv::backward(ctx, plan, &mut self.grads, x, dy, data);
+        if let Some(dx) = dx {
+            self.norms_from_sums(dx, items, n);
         }
     }
 
@@ -240,9 +259,10 @@ impl Backend for CpuBackend {
         let f32s = |v: &Vec<f32>| 4 * v.len() as u64;
         let coefs: u64 = self.norms.iter().map(Coefs::bytes).sum();
         let images = size_of_val(&self.images[..]) as u64;
+        let flips = size_of_val(&self.decay_flips[..]) as u64;
         Bytes {
             values: f32s(&self.values),
-            indices: self.convs.iter().map(ConvPlan::index_bytes).sum(),
+            indices: self.convs.iter().map(ConvPlan::index_bytes).sum::<u64>() + flips,
             gradients: f32s(&self.grads),
             momentum: f32s(&self.momentum),
             operand_copies: self.convs.iter().map(|c| f32s(&c.values_t) + c.packed.bytes()[0]).sum(),
@@ -306,18 +326,11 @@ impl Backend for CpuBackend {
     }
 
     fn conv_backward(&mut self, conv: ConvId, x: Input, dy: Grad, dx: Option<GradDst>, n: usize) {
-        self.check_n(n);
-        let plan = &mut self.convs[conv.0 as usize];
-        let items = blocks(n) * plan.items();
-        plan.refresh(&self.workers, &self.values);
-        let x = self.arena.input(&self.spec, &self.norms, x);
-        let dy = self.arena.grad(&self.spec, &self.norms, dy);
-        let data = dx.map(|d| self.arena.data_grad(&self.spec, &self.norms, d));
-        let ctx = Ctx { isa: self.isa, workers: &self.workers, scratch: &mut self.scratch, n };
-        conv::backward(ctx, plan, &mut self.grads, x, dy, data);
-        if let Some(dx) = dx {
-            self.norms_from_sums(dx, items, n);
-        }
+        self.conv_gradients(conv, Some(x), dy, dx, n);
+    }
+
+    fn conv_data_backward(&mut self, conv: ConvId, dy: Grad, dx: GradDst, n: usize) {
+        self.conv_gradients(conv, None, dy, Some(dx), n);
     }
 
     fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
@@ -391,7 +404,7 @@ impl Backend for CpuBackend {
     }
 
     fn sgd(&mut self, step: SgdStep) {
-        elementwise::sgd(&self.workers, step, &mut self.values, &self.grads, &mut self.momentum);
+        elementwise::sgd(&self.workers, step, &self.decay_flips, &mut self.values, &self.grads, &mut self.momentum);
         self.convs.iter_mut().for_each(|c| c.stale = true);
     }
 }

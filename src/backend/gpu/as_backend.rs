@@ -73,6 +73,10 @@ impl<D: Driver> Backend for GpuBackend<D> {
         must(self.try_conv_backward(conv, x, dy, dx, n));
     }
 
+    fn conv_data_backward(&mut self, conv: ConvId, dy: Grad, dx: GradDst, n: usize) {
+        must(self.start_data_gradient(conv, dy, dx, n));
+    }
+
     fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
         must(self.try_join(a, b, relu, y, n));
     }
@@ -110,6 +114,10 @@ impl<D: Driver> Backend for GpuBackend<D> {
 
     fn sgd(&mut self, step: SgdStep) {
         must(self.try_sgd(step));
+    }
+
+    fn gradient_scale(&self) -> f64 {
+        f64::from(must(self.state()).grads_scale)
     }
 
     fn wait(&self) {

@@ -28,6 +28,8 @@ pub struct GpuBackend<D: Driver> {
     values: D::Buf,
     grads: D::Buf,
     momentum: D::Buf,
+    /// A bit a stored parameter, set if it has no weight decay; none if all have it.
+    exempt: Option<D::Buf>,
     running: D::Buf,
     pub(super) norms: Norms<D>,
     pub(super) convs: Convs<D>,
@@ -60,6 +62,7 @@ impl<D: Driver> GpuBackend<D> {
         let layout = Layout::new(&spec, precision.element())?;
         let arena = driver.alloc(layout.bytes)?;
         let [values, grads, momentum] = [zeroed(stored)?, zeroed(stored)?, zeroed(stored)?];
+        let exempt = exempt_bits(&spec).map(|words| upload(&driver, &words)).transpose()?;
         let running = zeroed(4 * spec.running())?;
         let [v, g, r] = [&values, &grads, &running].map(|buf| driver.address(buf));
         let norms = Norms::new(&driver, &spec, v, g, r)?;
@@ -81,7 +84,7 @@ impl<D: Driver> GpuBackend<D> {
         let mut state = driver.alloc(size_of::<StepState>())?;
         driver.upload(
             &mut state,
-            bytemuck::bytes_of(&StepState { loss_scale: 1.0, unscale: 1.0, ..Default::default() }),
+            bytemuck::bytes_of(&StepState { loss_scale: 1.0, unscale: 1.0, grads_scale: 1.0, ..Default::default() }),
         )?;
         Ok(GpuBackend {
             driver: Arc::new(driver),
@@ -92,6 +95,7 @@ impl<D: Driver> GpuBackend<D> {
             values,
             grads,
             momentum,
+            exempt,
             running,
             norms,
             convs,
@@ -136,6 +140,11 @@ impl<D: Driver> GpuBackend<D> {
     /// Addresses of values, gradients and momentum.
     pub(super) fn stores(&self) -> [u64; 3] {
         [&self.values, &self.grads, &self.momentum].map(|buf| self.driver.address(buf))
+    }
+
+    /// Address of the bits of the parameters without weight decay; 0: there are none.
+    pub(super) fn exempt(&self) -> u64 {
+        self.exempt.as_ref().map_or(0, |buf| self.driver.address(buf))
     }
 
     pub(super) fn input(&self, x: Input) -> Operand {
@@ -228,7 +237,7 @@ impl<D: Driver> GpuBackend<D> {
         let small = self.labels_bytes() + size_of::<StepState>();
         Bytes {
             values: stored,
-            indices: self.convs.index_bytes as u64,
+            indices: (self.convs.index_bytes + self.exempt.as_ref().map_or(0, |buf| self.driver.bytes(buf))) as u64,
             gradients: stored,
             momentum: stored,
             operand_copies: self.convs.copy_bytes as u64,
@@ -244,4 +253,19 @@ impl<D: Driver> GpuBackend<D> {
     fn labels_bytes(&self) -> usize {
         (4 + size_of::<loss::RowLoss>()) * self.spec.batch + size_of::<loss::LossOut>()
     }
+}
+
+/// A bit a stored parameter, in words of 32 from the lowest bit on: set if weight decay does not apply. `None`: it does to all.
+fn exempt_bits(spec: &Spec) -> Option<Vec<u32>> {
+    let mut words = vec![0u32; spec.stored().div_ceil(32)];
+    for i in spec.params.iter().filter(|p| !p.decay).flat_map(|p| p.range.clone()) {
+        words[i / 32] |= 1 << (i % 32);
+    }
+    words.iter().any(|&w| w != 0).then_some(words)
+}
+
+fn upload<D: Driver>(driver: &D, words: &[u32]) -> Result<D::Buf> {
+    let mut buf = driver.alloc(size_of_val(words))?;
+    driver.upload(&mut buf, bytemuck::cast_slice(words))?;
+    Ok(buf)
 }

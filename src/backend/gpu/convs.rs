@@ -223,10 +223,10 @@ impl<D: Driver> Convs<D> {
         unsafe { sgd::copy_values(driver, self.element, &self.store(driver, values)) }
     }
 
-    /// The update that `state` says; the copies follow.
-    pub fn sgd(&self, driver: &D, values: u64, grads: u64, momentum: u64, state: u64) -> Result<()> {
+    /// The update that `state` says, without weight decay where `exempt` has a bit; the copies follow.
+    pub fn sgd(&self, driver: &D, values: u64, grads: u64, momentum: u64, exempt: u64, state: u64) -> Result<()> {
         // SAFETY: as in `copy_values`.
-        unsafe { sgd::sgd_step(driver, self.element, &self.store(driver, values), grads, momentum, state) }
+        unsafe { sgd::sgd_step(driver, self.element, &self.store(driver, values), grads, momentum, exempt, state) }
     }
 }
 

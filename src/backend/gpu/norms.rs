@@ -11,7 +11,7 @@ use crate::error::Result;
 pub(super) struct Norm {
     pub spec: NormSpec,
     pub cp: u32,
-    /// Scale, shift, mean, 1/sqrt, variance, k0, k1, k2: rows of `cp` f32.
+    /// See `ops/norm.rs`: rows of `cp` f32.
     pub state: u64,
     /// Its line of the table.
     pub entry: u64,

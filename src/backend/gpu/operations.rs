@@ -150,7 +150,8 @@ impl<D: Driver> GpuBackend<D> {
     /// A launch that fails.
     pub fn update(&self) -> Result<()> {
         let [values, grads, momentum] = self.stores();
-        self.convs.sgd(&*self.driver, values, grads, momentum, self.driver.address(&self.state))
+        let state = self.driver.address(&self.state);
+        self.convs.sgd(&*self.driver, values, grads, momentum, self.exempt(), state)
     }
 
     pub(super) fn try_pool_forward(&self, x: Input, y: TensorId, n: usize) -> Result<()> {
@@ -191,7 +192,7 @@ impl<D: Driver> GpuBackend<D> {
         unsafe { norm::norm_running(&*self.driver, n.entry, 1, n.cp) }
     }
 
-    /// With labels from the host; the loss is waited for.
+    /// With labels from the host; the loss is waited for, and not scaled.
     pub(super) fn try_cross_entropy(
         &mut self,
         logits: TensorId,
@@ -202,6 +203,10 @@ impl<D: Driver> GpuBackend<D> {
     ) -> Result<BatchLoss> {
         assert_eq!(labels.len(), n, "one label an image");
         self.driver.upload(&mut self.labels, bytemuck::cast_slice(labels))?;
+        if dlogits.is_some() {
+            let at = offset_of!(StepState, grads_scale);
+            self.driver.upload_at(&mut self.state, at, &1f32.to_ne_bytes())?;
+        }
         let out = self.driver.address(&self.batch_loss);
         let args = self.loss_args(logits, smoothing, dlogits, n);
         // SAFETY: as in `merge_sums`.

@@ -113,13 +113,13 @@ impl<D: Driver> Feed<D> {
 }
 
 impl<D: Driver> GpuBackend<D> {
-    /// What steers the next step.
+    /// What steers the next step; [`StepState::grads_scale`], which belongs to the last one, stays.
     ///
     /// # Errors
     /// A device that fails.
     pub fn set_state(&mut self, state: &StepState) -> Result<()> {
         let driver = self.driver.clone();
-        driver.upload(&mut self.state, bytemuck::bytes_of(state))
+        driver.upload_at(&mut self.state, 0, &bytemuck::bytes_of(state)[..offset_of!(StepState, grads_scale)])
     }
 
     /// What the last step left. Waits for all launches.

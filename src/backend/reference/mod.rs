@@ -249,6 +249,12 @@ impl Backend for RefBackend {
         }
     }
 
+    fn conv_data_backward(&mut self, conv: ConvId, dy: Grad, dx: GradDst, n: usize) {
+        self.no_overlap(dx.t, reads(None, dy, dx));
+        let out = self.conv_dx(conv, dy, dx.t, n);
+        self.write(dx, out, n);
+    }
+
     fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
         self.no_overlap(y, [a].into_iter().chain(b).map(|x| x.t));
         let mut out = self.input(a, n);
@@ -332,10 +338,14 @@ impl Backend for RefBackend {
     }
 
     fn sgd(&mut self, step: SgdStep) {
-        for ((v, m), &grad) in self.values.iter_mut().zip(&mut self.momentum).zip(&self.grads) {
-            let g = grad + step.weight_decay * *v;
-            *m = step.momentum * *m + g;
-            *v -= step.lr * if step.nesterov { g + step.momentum * *m } else { *m };
+        for p in &self.spec.params {
+            let decay = if p.decay { step.weight_decay } else { 0.0 };
+            for i in p.range.clone() {
+                let (v, m) = (&mut self.values[i], &mut self.momentum[i]);
+                let g = self.grads[i] + decay * *v;
+                *m = step.momentum * *m + g;
+                *v -= step.lr * if step.nesterov { g + step.momentum * *m } else { *m };
+            }
         }
     }
 }

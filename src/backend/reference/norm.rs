@@ -71,13 +71,6 @@ impl RefBackend {
         s
     }
 
-    /// As [`RefBackend::statistics`], of a batch: what the backward pass needs.
-    fn batch(&self, n: Normed) -> &Statistics {
-        let s = self.statistics(n.norm, n.x);
-        assert!(s.of.is_some(), "norm {} has running statistics, which have no gradient", n.norm.0);
-        s
-    }
-
     /// `x` to `gamma * xhat + beta`.
     pub(super) fn normalise(&self, norm: NormId, x: TensorId, values: &mut [f64]) {
         let (plane, s) = (self.plane(x), self.statistics(norm, x));
@@ -90,7 +83,7 @@ impl RefBackend {
     }
 
     fn xhat(&self, normed: Normed, n: usize) -> Vec<f64> {
-        let (plane, s) = (self.plane(normed.x), self.batch(normed));
+        let (plane, s) = (self.plane(normed.x), self.statistics(normed.norm, normed.x));
         let hat = |(i, v): (usize, f64)| (v - s.mean[channel(plane, i)]) * s.rstd[channel(plane, i)];
         self.read(normed.x, n).into_iter().enumerate().map(hat).collect()
     }
@@ -111,21 +104,23 @@ impl RefBackend {
         self.norms[normed.norm.0 as usize].sums = Some(sums);
     }
 
-    /// The gradient of the norm's input: `gamma * rstd * (g - sum(g) / count - xhat * sum(g * xhat) / count)`.
+    /// The gradient of the norm's input: `gamma * rstd * (g - sum(g) / count - xhat * sum(g * xhat) / count)`, and `gamma *
+    /// rstd * g` with running statistics, which do not depend on it.
     pub(super) fn through_norm(&self, normed: Normed, g: &[f64], n: usize) -> Vec<f64> {
         let plane = self.plane(normed.x);
-        let rstd = &self.batch(normed).rstd;
+        let Statistics { of, rstd, .. } = self.statistics(normed.norm, normed.x);
+        let gamma = self.dense_param(self.spec.norms[normed.norm.0 as usize].gamma);
+        let channels = (0..g.len()).map(|i| channel(plane, i));
+        if of.is_none() {
+            return g.iter().zip(channels).map(|(g, c)| gamma[c] * rstd[c] * g).collect();
+        }
         let Some([sum, sum_xhat]) = &self.norms[normed.norm.0 as usize].sums else {
             panic!("a gradient through norm {} is read before its sums were taken", normed.norm.0)
         };
-        let gamma = self.dense_param(self.spec.norms[normed.norm.0 as usize].gamma);
         let count = (g.len() / plane.c as usize) as f64;
         let xhat = self.xhat(normed, n);
-        (0..g.len())
-            .map(|i| {
-                let c = channel(plane, i);
-                gamma[c] * rstd[c] * (g[i] - sum[c] / count - xhat[i] * sum_xhat[c] / count)
-            })
-            .collect()
+        let element =
+            |(i, c): (usize, usize)| gamma[c] * rstd[c] * (g[i] - sum[c] / count - xhat[i] * sum_xhat[c] / count);
+        channels.enumerate().map(element).collect()
     }
 }

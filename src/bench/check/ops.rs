@@ -192,9 +192,10 @@ impl<R: Real> Check<R> {
         b.sgd(step);
         let [new_values, new_momentum, new_grads] = stores.map(|s| b.read_store(s));
         let SgdStep { lr, momentum: mu, weight_decay, nesterov } = step;
-        for i in 0..values.len() {
+        let params = b.spec().params.iter();
+        for (i, decay) in params.flat_map(|p| p.range.clone().map(|i| (i, if p.decay { weight_decay } else { 0.0 }))) {
             let [v, m, g] = [&values, &momentum, &grads].map(|s| Num::exact(s[i].to_f64()));
-            let g = g.plus(v.scaled(weight_decay));
+            let g = g.plus(v.scaled(decay));
             let m = m.scaled(mu).plus(g);
             let v = v.plus(if nesterov { g.plus(m.scaled(mu)) } else { m }.scaled(-lr));
             self.tally.compare(new_momentum[i].to_f64(), m, 2, || format!("sgd: momentum {i}"));

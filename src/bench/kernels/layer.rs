@@ -90,7 +90,7 @@ impl<B: Backend> Layer<B> {
         let mut param = |shape: Vec<usize>, kept: Option<Arc<[u32]>>, block: Option<BlockShape>| {
             let start = spec.params.last().map_or(0, |p: &ParamSpec| p.range.end);
             let len = kept.as_ref().map_or(shape.iter().product(), |k| k.len());
-            spec.params.push(ParamSpec { shape, kept, block, range: start..start + len });
+            spec.params.push(ParamSpec { shape, kept, decay: true, block, range: start..start + len });
             ParamId(spec.params.len() as u32 - 1)
         };
         let shape = [g.k, g.c, g.r, g.s].map(|v| v as usize).to_vec();

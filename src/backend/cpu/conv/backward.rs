@@ -25,40 +25,48 @@ pub(in super::super) struct DataGrad<'a> {
     pub(in super::super) finish: Finisher<'a>,
 }
 
-/// Overwrites the weight's and the bias' part of `grads`, and writes the data gradient, whose sums of each (block, patch,
-/// channel) are left in the scratch. The transposed values must be fresh.
+/// Overwrites the weight's and the bias' part of `grads`, if the input `x` is given, and writes the data gradient, whose sums
+/// of each (block, patch, channel) are left in the scratch. The transposed values must be fresh.
 pub(in super::super) fn backward(
     mut ctx: Ctx,
     plan: &mut ConvPlan,
     grads: &mut [f32],
-    x: Source,
+    x: Option<Source>,
     dy: Source,
     data: Option<DataGrad>,
 ) {
-    plan.fit(ctx.isa, &x, Some(&dy));
+    plan.fit(ctx.isa, x.as_ref(), Some(&dy));
     let (plan, g) = (&*plan, plan.geom);
     assert_eq!((dy.t.plane.c, dy.t.plane.h, dy.t.plane.w), (g.k, g.p(), g.q()), "gradient of another shape than {g:?}");
     if let Some(d) = &data {
-        assert_eq!(d.dx.plane, x.t.plane, "data gradient of another shape than {g:?}");
+        let plane = d.dx.plane;
+        assert_eq!((plane.c, plane.h, plane.w), (g.c, g.h, g.w), "data gradient of another shape than {g:?}");
     }
-    if let Some(bias) = &plan.bias {
+    if let (Some(bias), Some(_)) = (&plan.bias, x) {
         bias_gradient(&ctx, &mut grads[bias.clone()], dy);
     }
-    let dw = Shared::new(&mut grads[plan.weight.clone()]);
-    if plan.is_shared() { apart(&mut ctx, plan, dw, x, dy, data) } else { together(&mut ctx, plan, dw, x, dy, data) }
+    let weights = x.map(|x| (x, Shared::new(&mut grads[plan.weight.clone()])));
+    if plan.is_shared() {
+        apart(&mut ctx, plan, weights, dy, data)
+    } else {
+        together(&mut ctx, plan, weights, dy, data)
+    }
 }
 
+/// What the weight gradient reads, and where it goes.
+type Weights<'a> = Option<(Source<'a>, Shared<f32>)>;
+
 /// Both gradients patch by patch: a part of all images' patches a task.
-fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source, data: Option<DataGrad>) {
+fn together(ctx: &mut Ctx, plan: &ConvPlan, weights: Weights, dy: Source, data: Option<DataGrad>) {
     let (nbs, items, entries) = (blocks(ctx.n), plan.items(), plan.entries());
     let parts = plan.parts(nbs);
     let (isa, n) = (ctx.isa, ctx.n);
     let Scratch { floats, at, each, parts: part_sums, sums: partials, shared, .. } = &mut *ctx.scratch;
     let (floats, at, each, partials) = (floats.base, *at, *each, Shared::new(partials));
     let (whole_x, whole_dy) = plan.whole();
-    let reach_x = Reach::new(plan.reads_input(&x), false, shared.base, plan.x_patch, whole_x);
+    let reach_x = |x: &Source| Reach::new(plan.reads_input(x), false, shared.base, plan.x_patch, whole_x);
     let reach_dy = Reach::new(plan.reads_gradient(&dy), false, shared.base, plan.dy_patch, whole_dy);
-    let out = if parts == 1 { dw } else { Shared::new(part_sums) };
+    let summed = Shared::new(part_sums);
     let work = (2 * entries + dy.t.channels()) * dy.t.pixels() * nbs;
     ctx.workers.run(parts, work, |worker, p| {
         // SAFETY: scratch is the worker's own; each part owns its sums and its patches of dx; operands are only read, and
@@ -66,15 +74,17 @@ fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Sour
         unsafe {
             let (scratch, outs) = (floats.at(worker * each), 0..plan.geom.k as usize);
             let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), plan.sums_of(&outs));
-            sums.fill(0.0);
+            if weights.is_some() {
+                sums.fill(0.0);
+            }
             for item in part(nbs * items, parts, p) {
                 let (nb, patch) = (item / items, item % items);
                 let rect = plan.output_rect(patch);
                 let input = if data.is_some() { plan.input_rect(patch) } else { Rect { rows: 0..0, cols: 0..0 } };
                 let w = plan.gradient_window(&rect, &input);
                 let dy = reach_dy.near(isa, dy, nb, 0..dy.t.channels(), w, scratch.add(at[1]));
-                if entries > 0 && !rect.is_empty() {
-                    let x = reach_x.near(isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
+                if let Some((x, _)) = weights.filter(|_| entries > 0 && !rect.is_empty()) {
+                    let x = reach_x(&x).near(isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
                     weight_patch(isa, plan, &x, &dy, w, &rect, outs.clone(), valid(n, nb), sums);
                 }
                 if let Some(d) = data {
@@ -84,15 +94,20 @@ fn together(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Sour
                     write_patch(isa, plan, &d, scratch, area, channels, partials, item, d.dx.is_large(nbs));
                 }
             }
-            add_sums(plan, &outs, out.slice(p * entries, entries), sums, true);
+            if let Some((_, dw)) = weights {
+                let out = if parts == 1 { dw } else { summed };
+                add_sums(plan, &outs, out.slice(p * entries, entries), sums, true);
+            }
         }
     });
-    add_parts(ctx.workers, dw, part_sums, parts, entries);
+    if let Some((_, dw)) = weights {
+        add_parts(ctx.workers, dw, part_sums, parts, entries);
+    }
 }
 
 /// The weight gradient by groups of outputs, then the data gradient by parts of the inputs, over shared patches, block of
 /// images after block.
-fn apart(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source, data: Option<DataGrad>) {
+fn apart(ctx: &mut Ctx, plan: &ConvPlan, weights: Weights, dy: Source, data: Option<DataGrad>) {
     let (nbs, items, entries) = (blocks(ctx.n), plan.items(), plan.entries());
     let (parts, groups) = (plan.parts(nbs), plan.groups());
     let (isa, n, workers) = (ctx.isa, ctx.n, ctx.workers);
@@ -101,35 +116,38 @@ fn apart(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source,
     let (whole_x, whole_dy) = plan.whole();
     // SAFETY: inside the shared patches.
     let common_dy = Shared::from_ptr(unsafe { shared.base.at(*shared_dy) });
-    let reach_x = Reach::new(plan.reads_input(&x), true, shared.base, plan.x_patch, whole_x);
+    let reach_x = |x: &Source| Reach::new(plan.reads_input(x), true, shared.base, plan.x_patch, whole_x);
     let reach_dy = Reach::new(plan.reads_gradient(&dy), true, common_dy, plan.dy_patch, whole_dy);
-    let out = if parts == 1 { dw } else { Shared::new(part_sums) };
+    let summed = Shared::new(part_sums);
     let work = entries * dy.t.pixels();
     for nb in 0..nbs {
-        reach_x.share(isa, workers, x, nb);
         reach_dy.share(isa, workers, dy, nb);
-        workers.run(parts * groups, work, |worker, task| {
-            let (p, outs) = (task / groups, plan.group(task % groups));
-            let range = plan.entries_of(&outs);
-            // SAFETY: scratch is the worker's own; each (part, group) owns its sums; operands are only read, and offsets
-            // fit them (`fit`); `isa` is available.
-            unsafe {
-                let scratch = floats.at(worker * each);
-                let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), plan.sums_of(&outs));
-                sums.fill(0.0);
-                for patch in part(items, parts, p) {
-                    let rect = plan.output_rect(patch);
-                    if !range.is_empty() && !rect.is_empty() {
-                        let w = plan.gradient_window(&rect, &Rect { rows: 0..0, cols: 0..0 });
-                        let dy = reach_dy.near(isa, dy, nb, 0..dy.t.channels(), w, scratch);
-                        let x = reach_x.near(isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
-                        weight_patch(isa, plan, &x, &dy, w, &rect, outs.clone(), valid(n, nb), sums);
+        if let Some((x, dw)) = weights {
+            let (reach_x, out) = (reach_x(&x), if parts == 1 { dw } else { summed });
+            reach_x.share(isa, workers, x, nb);
+            workers.run(parts * groups, work, |worker, task| {
+                let (p, outs) = (task / groups, plan.group(task % groups));
+                let range = plan.entries_of(&outs);
+                // SAFETY: scratch is the worker's own; each (part, group) owns its sums; operands are only read, and
+                // offsets fit them (`fit`); `isa` is available.
+                unsafe {
+                    let scratch = floats.at(worker * each);
+                    let sums = std::slice::from_raw_parts_mut(scratch.add(at[2]), plan.sums_of(&outs));
+                    sums.fill(0.0);
+                    for patch in part(items, parts, p) {
+                        let rect = plan.output_rect(patch);
+                        if !range.is_empty() && !rect.is_empty() {
+                            let w = plan.gradient_window(&rect, &Rect { rows: 0..0, cols: 0..0 });
+                            let dy = reach_dy.near(isa, dy, nb, 0..dy.t.channels(), w, scratch);
+                            let x = reach_x.near(isa, x, nb, 0..x.t.channels(), plan.input_window(&rect), scratch);
+                            weight_patch(isa, plan, &x, &dy, w, &rect, outs.clone(), valid(n, nb), sums);
+                        }
                     }
+                    let out = out.slice(p * entries * usize::from(parts > 1) + range.start, range.len());
+                    add_sums(plan, &outs, out, sums, nb == 0);
                 }
-                let out = out.slice(p * entries * usize::from(parts > 1) + range.start, range.len());
-                add_sums(plan, &outs, out, sums, nb == 0);
-            }
-        });
+            });
+        }
         let Some(d) = data else { continue };
         let channels = d.dx.channels();
         let out_parts = out_parts(workers, items, channels, true);
@@ -149,7 +167,9 @@ fn apart(ctx: &mut Ctx, plan: &ConvPlan, dw: Shared<f32>, x: Source, dy: Source,
             }
         });
     }
-    add_parts(workers, dw, part_sums, parts, entries);
+    if let Some((_, dw)) = weights {
+        add_parts(workers, dw, part_sums, parts, entries);
+    }
 }
 
 /// Adds the products of one patch to the sums of the entries of some outputs.

@@ -97,7 +97,7 @@ impl Scratch {
 
 /// `y = conv(x) + bias`; with `keep_stats`, (count, mean, M2) of each (block, patch, channel) in the scratch.
 pub(super) fn forward(ctx: Ctx, plan: &mut ConvPlan, values: &[f32], x: Source, y: View, keep_stats: bool) {
-    plan.fit(ctx.isa, &x, None);
+    plan.fit(ctx.isa, Some(&x), None);
     let (plan, g, nbs) = (&*plan, plan.geom, blocks(ctx.n));
     assert_eq!((y.plane.c, y.plane.h, y.plane.w), (g.k, g.p(), g.q()), "output of another shape than {g:?}");
     let (items, outs, st) = (plan.items(), y.channels(), g.stride as usize);

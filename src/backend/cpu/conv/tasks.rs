@@ -72,11 +72,13 @@ impl ConvPlan {
     }
 
     /// Makes the entries' offsets fit the operands.
-    pub(super) fn fit(&mut self, isa: Isa, x: &Source, dy: Option<&Source>) {
+    pub(super) fn fit(&mut self, isa: Isa, x: Option<&Source>, dy: Option<&Source>) {
         let g = self.geom;
-        assert_eq!((x.t.plane.c, x.t.plane.h, x.t.plane.w), (g.c, g.h, g.w), "input of another shape than {g:?}");
         let at = |v: &View| Strides { chan: v.chan, row: v.row };
-        self.read_input(isa, if self.reads_input(x) { at(&x.t) } else { self.x_patch });
+        if let Some(x) = x {
+            assert_eq!((x.t.plane.c, x.t.plane.h, x.t.plane.w), (g.c, g.h, g.w), "input of another shape than {g:?}");
+            self.read_input(isa, if self.reads_input(x) { at(&x.t) } else { self.x_patch });
+        }
         if let Some(dy) = dy {
             self.read_gradient(isa, if self.reads_gradient(dy) { at(&dy.t) } else { self.dy_patch });
         }

@@ -11,6 +11,7 @@ fn good() -> Spec {
     let param = |shape: &[usize], kept: Option<Vec<u32>>, start: usize, len: usize| ParamSpec {
         shape: shape.to_vec(),
         kept: kept.map(Into::into),
+        decay: true,
         block: None,
         range: start..start + len,
     };
@@ -44,7 +45,8 @@ fn faulty_specs_are_errors() {
         ("stride 0", |s| s.convs[0].geom.stride = 0),
         ("a stride of 65", |s| s.convs[0].geom.stride = 65),
         ("patches of whole planes beyond u32", |s| {
-            s.params[2] = ParamSpec { shape: vec![40_000, 1, 1, 1], kept: None, block: None, range: 4..40_004 };
+            s.params[2] =
+                ParamSpec { shape: vec![40_000, 1, 1, 1], kept: None, decay: true, block: None, range: 4..40_004 };
             s.convs[0].geom = ConvGeom { h: 400, w: 400, k: 40_000, r: 1, ..GEOM };
             s.convs[0].bias = None;
         }),
@@ -52,7 +54,7 @@ fn faulty_specs_are_errors() {
         ("no such weight", |s| s.convs[0].weight = ParamId(9)),
         ("no such bias", |s| s.convs[0].bias = Some(ParamId(9))),
         ("a bias of another length", |s| {
-            s.params.push(ParamSpec { shape: vec![3], kept: None, block: None, range: 6..9 });
+            s.params.push(ParamSpec { shape: vec![3], kept: None, decay: true, block: None, range: 6..9 });
             s.convs[0].bias = Some(ParamId(3));
         }),
         ("positions that do not ascend", |s| s.params[2].kept = Some(vec![3, 1].into())),

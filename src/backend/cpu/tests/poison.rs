@@ -65,7 +65,13 @@ fn spec(flush: Option<Flush>) -> (Spec, Vec<Ids>) {
         let mut param = |shape: Vec<usize>, kept: Option<Vec<u32>>| {
             let (start, all) = (spec.params.last().map_or(0, |p| p.range.end), shape.iter().product());
             let range = start..start + kept.as_ref().map_or(all, Vec::len);
-            spec.params.push(ParamSpec { shape, kept: kept.map(Into::into), block: None, range: range.clone() });
+            spec.params.push(ParamSpec {
+                shape,
+                kept: kept.map(Into::into),
+                decay: true,
+                block: None,
+                range: range.clone(),
+            });
             (ParamId(spec.params.len() as u32 - 1), range)
         };
         let kept = (0..g.weights() as u32).filter(|i| (i.wrapping_mul(2654435761) >> 8) % 100 < keep).collect();

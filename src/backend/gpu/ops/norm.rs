@@ -1,5 +1,5 @@
 //! Launchers of `kernels/norm.cu`. A norm's state is [`STATE_ROWS`] rows of `cp` f32 at one device address: scale, shift,
-//! mean, 1/sqrt(variance + eps), unbiased variance, k0, k1, k2.
+//! mean, 1/sqrt(variance + eps), unbiased variance (-1: the statistics are the running ones), k0, k1, k2.
 
 use super::super::driver::{Arg, Driver, Launch};
 use super::operand::{BLOCK_ROWS, Element, padded};
@@ -58,7 +58,7 @@ pub struct NormSums {
     pub dgamma: u64,
     /// Gradient of beta, f32 `[c]`, overwritten.
     pub dbeta: u64,
-    /// The norm's state; mean and 1/sqrt are read, the last three rows overwritten.
+    /// The norm's state; mean and 1/sqrt are read, the last three rows overwritten unless the statistics are the running ones.
     pub state: u64,
     /// Channels.
     pub c: u32,
@@ -182,7 +182,7 @@ pub unsafe fn norm_running_update<D: Driver>(
     unsafe { driver.launch("norm_running_update", launch, &[Arg::new(&table), Arg::new(&steps)]) }
 }
 
-/// Scale and shift of `norms` norms from their running statistics, in one launch; `table` and `widest` as in
+/// The states of `norms` norms from their running statistics, in one launch; `table` and `widest` as in
 /// [`norm_running_update`].
 ///
 /// # Safety

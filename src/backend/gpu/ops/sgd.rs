@@ -42,11 +42,12 @@ struct SgdArgs {
     store: SgdStore,
     grads: u64,
     momentum: u64,
+    exempt: u64,
     state: u64,
     vectors: u64,
 }
 
-const _: () = assert!(size_of::<SgdArgs>() == 72 && size_of::<SgdStore>() == 40 && size_of::<Place>() == 8);
+const _: () = assert!(size_of::<SgdArgs>() == 80 && size_of::<SgdStore>() == 40 && size_of::<Place>() == 8);
 
 /// Threads a block, the kernels' launch bound.
 const BLOCK: u32 = 256;
@@ -55,11 +56,12 @@ const CHECK_BLOCKS: u32 = 1024;
 
 /// One step over the stored parameters of all layers, in place; the operand copies, of type `element`, follow. 128-bit
 /// accesses where values, grads and momentum are at multiples of 16. Nothing is written in a step that `state` holds, nor
-/// after a broken one.
+/// after a broken one. `exempt`: a bit a parameter, u32 `[ceil(n / 32)]`, set where weight decay does not apply; 0: it does
+/// everywhere.
 ///
 /// # Safety
 /// `grads` and `momentum` must each be the address of `n` f32, `state` that of a [`StepState`](super::state::StepState), in
-/// live buffers of `driver`; `store` as its fields say, the map's indices inside the copies and no two alike. No two
+/// live buffers of `driver`; `exempt` and `store` as its fields say, the map's indices inside the copies and no two alike. No two
 /// overlap, and nothing else uses them until [`Driver::synchronise`].
 pub unsafe fn sgd_step<D: Driver>(
     driver: &D,
@@ -67,13 +69,14 @@ pub unsafe fn sgd_step<D: Driver>(
     store: &SgdStore,
     grads: u64,
     momentum: u64,
+    exempt: u64,
     state: u64,
 ) -> Result<()> {
     if store.n == 0 {
         return Ok(());
     }
     let vectors = if (store.values | grads | momentum).is_multiple_of(16) { store.n / 4 } else { 0 };
-    let args = SgdArgs { store: *store, grads, momentum, state, vectors };
+    let args = SgdArgs { store: *store, grads, momentum, exempt, state, vectors };
     let launch = Launch::linear(store.n - 3 * vectors, BLOCK)?;
     let kernel = element.pick(["sgd_step_f32", "sgd_step_f16", "sgd_step_bf16"]);
     // SAFETY: one struct as in the kernel, which touches n elements behind each address and what the map names.

@@ -32,6 +32,10 @@ pub struct StepState {
     pub batch: u64,
     /// Steps that `hold` left out so far.
     pub held: u64,
+    /// Loss scale of the step that the gradients in the store are of: `loss_scale` at the end of a step is the next one's.
+    pub grads_scale: f32,
+    /// Fills the last 8 bytes.
+    pub reserved: u32,
 }
 
 impl From<SgdStep> for StepState {
@@ -44,9 +48,10 @@ impl From<SgdStep> for StepState {
             nesterov: u32::from(step.nesterov),
             loss_scale: 1.0,
             unscale: 1.0,
+            grads_scale: 1.0,
             ..StepState::default()
         }
     }
 }
 
-const _: () = assert!(size_of::<StepState>() == 72);
+const _: () = assert!(size_of::<StepState>() == 80);
