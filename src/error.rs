@@ -69,3 +69,35 @@ impl Error {
         move |source| Error::Io { path, doing, source }
     }
 }
+
+/// The candidate that a slip of the pen turns into `word`: at most a third of its letters edited.
+pub(crate) fn nearest<'a>(word: &str, candidates: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    if word.len() > 64 {
+        return None;
+    }
+    candidates
+        .map(|c| (edits(word, c), c))
+        .filter(|&(d, c)| d <= (c.len() / 3).max(1))
+        .min_by_key(|&(d, _)| d)
+        .map(|(_, c)| c)
+}
+
+/// Edits that turn `a` into `b`: bytes inserted, removed, replaced, or swapped with their neighbour.
+fn edits(a: &str, b: &str) -> usize {
+    let (a, b) = (a.as_bytes(), b.as_bytes());
+    let mut d = vec![vec![0usize; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            d[i][j] = match (i, j) {
+                (0, _) | (_, 0) => i + j,
+                _ => {
+                    let replace = d[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                    let best = replace.min(d[i - 1][j] + 1).min(d[i][j - 1] + 1);
+                    let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                    if swapped { best.min(d[i - 2][j - 2] + 1) } else { best }
+                }
+            };
+        }
+    }
+    d[a.len()][b.len()]
+}

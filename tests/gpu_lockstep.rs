@@ -10,7 +10,7 @@ use sparse_engine::backend::gpu::{self, Driver, GpuBackend, Precision, cuda::Cud
 use sparse_engine::backend::{Backend, SgdStep, Spec, Store};
 use sparse_engine::graph::{Graph, Net};
 use sparse_engine::models;
-use sparse_engine::sparsity::{Density, Draw, Mask, Method, Pattern, draw_patterns};
+use sparse_engine::sparsity::{Density, Draw, Mask, Pattern, Ratio, draw_patterns};
 use support::{CLASSES, SIDE, images};
 
 const STEPS: usize = 20;
@@ -36,7 +36,7 @@ struct Lockstep {
 impl Lockstep {
     fn new(graph: Graph, size: usize, pattern: Pattern, sparsity: f64) -> Self {
         let density = Density::from_sparsity(sparsity).unwrap();
-        let masks = draw_patterns(&graph.maskable(), Method::Uniform, density, pattern, Draw::Exact, 0).unwrap();
+        let masks = draw_patterns(&graph.maskable(), &Ratio::Uniform, density, pattern, Draw::Exact, 0).unwrap();
         let side = graph.nodes()[0].chw.1 as usize;
         Lockstep { graph, masks, size, side }
     }

@@ -4,7 +4,7 @@
 use sparse_engine::backend::{Plane, PoolSpec};
 use sparse_engine::graph::{Graph, Op};
 use sparse_engine::models::{self, Network};
-use sparse_engine::sparsity::{Density, Maskable, Method, layer_densities};
+use sparse_engine::sparsity::{Density, Maskable, Ratio, layer_densities};
 
 /// On the images that the published counts are for.
 fn build(name: &str, width: Option<usize>) -> Graph {
@@ -12,16 +12,16 @@ fn build(name: &str, width: Option<usize>) -> Graph {
     models::by_name(name, width, channels, classes, size).unwrap()
 }
 
-fn densities(maskable: &[Maskable], method: Method, sparsity: f64) -> Vec<f64> {
-    layer_densities(maskable, method, Density::from_sparsity(sparsity).unwrap()).unwrap()
+fn densities(maskable: &[Maskable], ratio: &Ratio, sparsity: f64) -> Vec<f64> {
+    layer_densities(maskable, ratio, Density::from_sparsity(sparsity).unwrap()).unwrap()
 }
 
 fn close(got: f64, want: f64, tolerance: f64, what: &str) {
     assert!((got - want).abs() <= tolerance * (1.0 + 1e-9), "{what}: got {got}, want {want} +- {tolerance}");
 }
 
-fn gflops(g: &Graph, method: Method, sparsity: f64) -> f64 {
-    let densities = densities(&g.maskable(), method, sparsity);
+fn gflops(g: &Graph, ratio: &Ratio, sparsity: f64) -> f64 {
+    let densities = densities(&g.maskable(), ratio, sparsity);
     2e-9 * densities.iter().zip(g.macs()).map(|(d, macs)| d * macs as f64).sum::<f64>()
 }
 
@@ -79,9 +79,9 @@ fn erk_and_uniform_gflops_of_section_6() {
     ] {
         let g = build(name, None);
         for (i, s) in [0.3, 0.5, 0.7].into_iter().enumerate() {
-            close(gflops(&g, Method::Uniform, s), uniform[i], 0.0005, &format!("{name} uniform {s}"));
-            close(gflops(&g, Method::Erk, s), erk[i], 0.0005, &format!("{name} ERK {s}"));
-            let last = *densities(&g.maskable(), Method::Erk, s).last().unwrap();
+            close(gflops(&g, &Ratio::Uniform, s), uniform[i], 0.0005, &format!("{name} uniform {s}"));
+            close(gflops(&g, &Ratio::ERK, s), erk[i], 0.0005, &format!("{name} ERK {s}"));
+            let last = *densities(&g.maskable(), &Ratio::ERK, s).last().unwrap();
             close(last, fc[i], 0.0005, &format!("{name} fc under ERK {s}"));
         }
     }
@@ -91,7 +91,7 @@ fn erk_and_uniform_gflops_of_section_6() {
 fn erk_epsilons_and_flop_ratios_of_section_6() {
     let epsilon = |name: &str, s: f64| {
         let layers = build(name, None).maskable();
-        let found = densities(&layers, Method::Erk, s).into_iter().zip(&layers).find(|(d, _)| *d < 1.0);
+        let found = densities(&layers, &Ratio::ERK, s).into_iter().zip(&layers).find(|(d, _)| *d < 1.0);
         let (d, layer) = found.unwrap();
         d * layer.size() as f64 / layer.shape.iter().sum::<usize>() as f64
     };
@@ -101,7 +101,7 @@ fn erk_epsilons_and_flop_ratios_of_section_6() {
     for (s, want) in [(0.5, 722.8816), (0.6, 507.4614), (0.7, 333.4054), (0.8, 213.8442), (0.85, 156.2305)] {
         close(epsilon("wrn50-2", s), want, 0.5e-4, &format!("wrn50-2 {s}"));
     }
-    let ratio = |g: &Graph, s: f64| gflops(g, Method::Erk, s) / gflops(g, Method::Dense, 0.0);
+    let ratio = |g: &Graph, s: f64| gflops(g, &Ratio::ERK, s) / gflops(g, &Ratio::Dense, 0.0);
     let vgg = build("vgg16", None);
     for (s, want) in [(0.5, 0.7540), (0.8, 0.4423), (0.9, 0.2435), (0.95, 0.1240)] {
         close(ratio(&vgg, s), want, 0.5e-4, &format!("vgg16 {s}"));

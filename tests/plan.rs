@@ -9,7 +9,7 @@ use sparse_engine::graph::{Graph, Net};
 use sparse_engine::models;
 use sparse_engine::rng::{Purpose, Stream};
 use sparse_engine::shape::ConvGeom;
-use sparse_engine::sparsity::{Density, Draw, Mask, Method, draw_masks};
+use sparse_engine::sparsity::{Density, Draw, Mask, Ratio, draw_masks};
 
 const BATCH: usize = 19;
 /// Planes of 10x10, 5x5 and 3x3: nothing divides anything.
@@ -17,7 +17,7 @@ const SIDE: usize = 10;
 
 fn masks(graph: &Graph, sparsity: f64, seed: u64) -> Vec<Mask> {
     let density = Density::from_sparsity(sparsity).unwrap();
-    draw_masks(&graph.maskable(), Method::Erk, density, Draw::Exact, seed).unwrap()
+    draw_masks(&graph.maskable(), &Ratio::ERK, density, Draw::Exact, seed).unwrap()
 }
 
 fn default_plan(graph: &Graph, spec: &Spec) -> Plan {

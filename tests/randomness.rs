@@ -10,7 +10,7 @@
 use sparse_engine::graph::Graph;
 use sparse_engine::models;
 use sparse_engine::rng::{Purpose, Stream};
-use sparse_engine::sparsity::{Density, Draw, Mask, Maskable, Method, draw_masks, layer_densities, mask_hash};
+use sparse_engine::sparsity::{Density, Draw, Mask, Maskable, Ratio, draw_masks, layer_densities, mask_hash};
 
 const SEEDS: u64 = 1000;
 
@@ -18,8 +18,8 @@ fn net() -> Graph {
     models::by_name("resnet20", 16, 3, 10, 32).unwrap()
 }
 
-fn draw(layers: &[Maskable], method: Method, density: f64, draw: Draw, seed: u64) -> Vec<Mask> {
-    draw_masks(layers, method, Density::from_density(density).unwrap(), draw, seed).unwrap()
+fn draw(layers: &[Maskable], ratio: &Ratio, density: f64, draw: Draw, seed: u64) -> Vec<Mask> {
+    draw_masks(layers, ratio, Density::from_density(density).unwrap(), draw, seed).unwrap()
 }
 
 /// Sigmas that the largest of `m` normal figures passes as rarely as one passes 4, by the union bound and Mills' ratio.
@@ -68,9 +68,9 @@ fn small_layers() -> Vec<Maskable> {
 fn every_position_is_kept_with_its_density() {
     let layers = small_layers();
     assert_eq!(layers.len(), 3);
-    for (method, density) in [(Method::Erk, 0.3), (Method::Uniform, 0.1)] {
+    for (ratio, density) in [(Ratio::ERK, 0.3), (Ratio::Uniform, 0.1)] {
         for how in [Draw::Exact, Draw::Bernoulli] {
-            let drawn: Vec<_> = (0..SEEDS).map(|seed| draw(&layers, method, density, how, seed)).collect();
+            let drawn: Vec<_> = (0..SEEDS).map(|seed| draw(&layers, &ratio, density, how, seed)).collect();
             for l in (0..layers.len()).filter(|&l| drawn[0][l].kept.is_some()) {
                 let size = layers[l].size();
                 // An exact count is the same for every seed; its density is what positions are kept with.
@@ -78,10 +78,10 @@ fn every_position_is_kept_with_its_density() {
                 let kept = || drawn.iter().map(|masks| &masks[l].kept.as_ref().unwrap()[..]);
                 let figures = position_figures(kept(), size, d);
                 let squares = size as f64; // exact counts too: n/(n-1) times chi-square of n-1 degrees
-                assert_eq!(fault(&figures, squares), None, "{method} {how} {}", layers[l].name);
+                assert_eq!(fault(&figures, squares), None, "{ratio:?} {how} {}", layers[l].name);
                 let all = figures.iter().sum::<f64>() / (size as f64).sqrt();
                 let bound = if how == Draw::Exact { 1e-6 } else { 4.0 };
-                assert!(all.abs() <= bound, "{method} {how} {}: {all:.2} sigma over all positions", layers[l].name);
+                assert!(all.abs() <= bound, "{ratio:?} {how} {}: {all:.2} sigma over all positions", layers[l].name);
 
                 // Faults: a position never kept, or all seeds alike.
                 for position in [0, size as u32 - 1] {
@@ -123,7 +123,7 @@ fn layers_of_one_shape_overlap_like_independent_masks() {
     for how in [Draw::Exact, Draw::Bernoulli] {
         let mut figures = Vec::new();
         for seed in 0..10 {
-            let masks = draw(&layers, Method::Erk, 0.1, how, seed);
+            let masks = draw(&layers, &Ratio::ERK, 0.1, how, seed);
             for (a, b) in (0..masks.len()).flat_map(|b| (0..b).map(move |a| (a, b))) {
                 if masks[a].shape == masks[b].shape {
                     figures.push(overlap(kept(&masks[a]), kept(&masks[b]), masks[a].size()));
@@ -141,7 +141,7 @@ fn seeds_overlap_like_independent_masks() {
     // Neighbours, single bits of the key, and both ends of the range.
     let seeds = [0, 1, 2, 3, 4, 7, 8, 1 << 16, 1 << 31, 1 << 32, 1 << 63, u64::MAX - 1, u64::MAX];
     for how in [Draw::Exact, Draw::Bernoulli] {
-        let drawn: Vec<_> = seeds.iter().map(|&seed| draw(&layers, Method::Uniform, 0.2, how, seed)).collect();
+        let drawn: Vec<_> = seeds.iter().map(|&seed| draw(&layers, &Ratio::Uniform, 0.2, how, seed)).collect();
         let mut figures = Vec::new();
         for (a, b) in (0..drawn.len()).flat_map(|b| (0..b).map(move |a| (a, b))) {
             for (a, b) in drawn[a].iter().zip(&drawn[b]) {
@@ -150,7 +150,7 @@ fn seeds_overlap_like_independent_masks() {
         }
         check_overlaps(&figures, &format!("{how}"));
     }
-    let mask = &draw(&layers, Method::Uniform, 0.2, Draw::Exact, 0)[0];
+    let mask = &draw(&layers, &Ratio::Uniform, 0.2, Draw::Exact, 0)[0];
     let next: Vec<u32> = kept(mask).iter().map(|p| (p + 1) % mask.size() as u32).collect();
     assert!(overlap(kept(mask), kept(mask), mask.size()) > 10.0, "one mask twice is caught");
     assert!(overlap(kept(mask), &next, mask.size()).abs() < 4.0, "neighbouring positions are independent");
@@ -166,10 +166,10 @@ fn check_overlaps(figures: &[f64], what: &str) {
 fn bernoulli_counts_scatter_as_they_should_and_exact_counts_do_not() {
     let layers = small_layers();
     let density = Density::from_density(0.3).unwrap();
-    let wanted = layer_densities(&layers, Method::Erk, density).unwrap();
+    let wanted = layer_densities(&layers, &Ratio::ERK, density).unwrap();
     let (mut figures, mut totals) = (Vec::new(), Vec::new());
     for seed in 0..SEEDS {
-        let masks = draw(&layers, Method::Erk, 0.3, Draw::Bernoulli, seed);
+        let masks = draw(&layers, &Ratio::ERK, 0.3, Draw::Bernoulli, seed);
         let (mut off, mut variance) = (0.0, 0.0);
         for (mask, d) in masks.iter().zip(&wanted).filter(|(_, d)| **d < 1.0) {
             let (count, n) = (mask.nnz() as f64, mask.size() as f64);
@@ -182,7 +182,7 @@ fn bernoulli_counts_scatter_as_they_should_and_exact_counts_do_not() {
     assert_eq!(fault(&figures, figures.len() as f64), None);
     assert_eq!(fault(&totals, totals.len() as f64), None);
     // The same test refuses counts that do not scatter.
-    let exact = draw(&layers, Method::Erk, 0.3, Draw::Exact, 0);
+    let exact = draw(&layers, &Ratio::ERK, 0.3, Draw::Exact, 0);
     let size = |m: &Mask| m.size() as f64;
     let still = exact
         .iter()
@@ -238,7 +238,7 @@ fn kept_and_pruned_initial_values_are_distributed_alike() {
     let layers: Vec<_> = graph.maskable().into_iter().filter(|l| names.contains(&l.name.as_str())).collect();
     let (mut by_mask, mut by_size) = (Vec::new(), Vec::new());
     for seed in 0..100 {
-        for mask in draw(&layers, Method::Uniform, 0.1, Draw::Exact, seed) {
+        for mask in draw(&layers, &Ratio::Uniform, 0.1, Draw::Exact, seed) {
             let param = graph.params().iter().position(|p| p.name == mask.name).unwrap();
             let values = graph.init_values(param, None, seed); // one seed for both, as a run derives them
             assert_eq!(values.len(), mask.size());
@@ -267,7 +267,7 @@ fn streams_are_keyed_by_purpose_name_and_seed_alone() {
     let graph = net();
     let layers = graph.maskable();
     let hashes = |layers: &[Maskable], seed| -> Vec<String> {
-        draw(layers, Method::Uniform, 0.1, Draw::Bernoulli, seed).iter().map(mask_hash).collect()
+        draw(layers, &Ratio::Uniform, 0.1, Draw::Bernoulli, seed).iter().map(mask_hash).collect()
     };
     // Other layers and their order do not change a layer's mask; another seed changes every mask.
     let all = hashes(&layers, 5);
@@ -276,7 +276,7 @@ fn streams_are_keyed_by_purpose_name_and_seed_alone() {
     assert_eq!(hashes(&layers[3..4], 5)[0], all[3]);
     assert!(hashes(&layers, 6).iter().zip(&all).all(|(a, b)| a != b));
     // Masks of two seeds select from the same initial values: where both keep a position, it starts at the same value.
-    let (a, b) = (draw(&layers, Method::Erk, 0.5, Draw::Exact, 1), draw(&layers, Method::Erk, 0.5, Draw::Exact, 2));
+    let (a, b) = (draw(&layers, &Ratio::ERK, 0.5, Draw::Exact, 1), draw(&layers, &Ratio::ERK, 0.5, Draw::Exact, 2));
     let mut common = 0;
     for (a, b) in a.iter().zip(&b).filter(|(a, _)| a.kept.is_some()) {
         let param = graph.params().iter().position(|p| p.name == a.name).unwrap();

@@ -10,7 +10,7 @@ use crate::graph::{Graph, Net};
 use crate::models;
 use crate::rng::{Purpose, Stream};
 use crate::shape::BlockShape;
-use crate::sparsity::{Density, Draw, Mask, Method, Pattern, draw_patterns};
+use crate::sparsity::{Density, Draw, Mask, Pattern, Ratio, draw_patterns};
 
 /// A network, its masks and a batch.
 pub struct Case {
@@ -25,14 +25,14 @@ impl Case {
     fn new(
         name: &'static str,
         graph: Result<Graph>,
-        method: Method,
+        ratio: Ratio,
         sparsity: f64,
         pattern: Pattern,
         batch: usize,
     ) -> Result<Self> {
         let graph = graph?;
         let density = Density::from_sparsity(sparsity)?;
-        let masks = draw_patterns(&graph.maskable(), method, density, pattern, Draw::Exact, 0)?;
+        let masks = draw_patterns(&graph.maskable(), &ratio, density, pattern, Draw::Exact, 0)?;
         Ok(Case { name, graph, masks, batch })
     }
 
@@ -47,12 +47,13 @@ impl Case {
 /// # Errors
 /// None, unless a model changes its limits.
 pub fn cases() -> Result<Vec<Case>> {
-    use Method::{Dense, Erk, Uniform};
+    const ERK: Ratio = Ratio::ERK;
+    use Ratio::{Dense, Uniform};
     let (single, blocks) = (Pattern::Unstructured, Pattern::Block(BlockShape { r: 16, c: 16 }));
     let residual = |width, channels| models::resnet(8, width, channels, 10, 8);
     Ok(vec![
         Case::new("residual blocks, dense", residual(8, 3), Dense, 0.0, single, 3)?,
-        Case::new("residual blocks, ERK 90 %", residual(16, 1), Erk, 0.9, single, 5)?,
+        Case::new("residual blocks, ERK 90 %", residual(16, 1), ERK, 0.9, single, 5)?,
         // One block of nine: what every layer but the first can keep exactly.
         Case::new("residual blocks, block:16x16 89 %", residual(16, 3), Uniform, 8.0 / 9.0, blocks, 3)?,
         Case::new("wide plain stack, uniform 95 %", stack(), Uniform, 0.95, single, 4)?,

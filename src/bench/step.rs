@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Net};
 use crate::models;
 use crate::rng::{Purpose, Stream};
-use crate::sparsity::{Density, Draw, Mask, Method, Pattern, draw_patterns};
+use crate::sparsity::{Density, Draw, Mask, Method, Pattern, Ratio, draw_patterns};
 use std::time::Instant;
 
 /// Timed steps of one network before the other has its turn. One more in front of them is not timed: it finds the caches
@@ -242,7 +242,8 @@ impl Network {
     pub(super) fn new(config: &Config, method: Method, density: Density) -> Result<Self> {
         let Config { width, channels, classes, image_size, .. } = *config;
         let graph = models::by_name(&config.model, width, channels, classes, image_size)?;
-        let masks = draw_patterns(&graph.maskable(), method, density, config.pattern, Draw::Exact, config.seed)?;
+        let (layers, ratio) = (graph.maskable(), Ratio::try_from(method)?);
+        let masks = draw_patterns(&layers, &ratio, density, config.pattern, Draw::Exact, config.seed)?;
         // Exact: a layer's multiply-accumulates are its weights times its output pixels.
         let macs = graph.macs().iter().zip(&masks).map(|(&m, mask)| m / mask.size() as u64 * mask.nnz() as u64).sum();
         Ok(Network { graph, masks, macs })

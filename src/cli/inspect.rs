@@ -7,7 +7,7 @@ use super::table::aligned;
 use crate::backend::cpu::plan::{LayerPlan, Plan};
 use crate::error::{Error, Result};
 use crate::report::read_plan;
-use crate::sparsity::{Draw, Fallback, Form, LayerShare, Mask, Method, Pattern, layer_shares};
+use crate::sparsity::{Draw, Fallback, Form, LayerShare, Mask, Method, Pattern, Ratio, layer_shares};
 use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
@@ -118,7 +118,7 @@ impl Report {
         let Network { method, density, draw, pattern, ref graph, .. } = network;
         let maskable = graph.maskable();
         let shares = match draw {
-            Draw::Exact => layer_shares(&maskable, method, density, pattern)?, // without the cost of drawing
+            Draw::Exact => layer_shares(&maskable, &Ratio::try_from(method)?, density, pattern)?, // without the cost of drawing
             Draw::Bernoulli => drawn(&network)?,
         };
         let convs = || graph.convs().iter().zip(shares.iter().map(|share| share.nnz));

@@ -3,7 +3,7 @@
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::models;
-use crate::sparsity::{Density, Draw, Mask, Method, Pattern, draw_patterns};
+use crate::sparsity::{Density, Draw, Mask, Method, Pattern, Ratio, draw_patterns};
 
 /// Which network, for which images, how sparse.
 #[derive(Clone, Debug, clap::Args)]
@@ -85,7 +85,8 @@ impl NetworkArgs {
 
 impl Network {
     pub(super) fn masks(&self) -> Result<Vec<Mask>> {
-        draw_patterns(&self.graph.maskable(), self.method, self.density, self.pattern, self.draw, self.seed)
+        let ratio = Ratio::try_from(self.method)?;
+        draw_patterns(&self.graph.maskable(), &ratio, self.density, self.pattern, self.draw, self.seed)
     }
 
     /// Two lines: the network and its images, how sparse it is.

@@ -32,7 +32,7 @@ pub const RECIPES: &[Recipe] = &[
 pub(super) fn find(name: &str) -> Result<&'static Recipe, String> {
     RECIPES.iter().find(|r| r.name == name).ok_or_else(|| {
         let names: Vec<_> = RECIPES.iter().map(|r| r.name).collect();
-        let near = super::keys::nearest(name, names.iter().copied());
+        let near = crate::error::nearest(name, names.iter().copied());
         let hint = near.map(|n| format!("; did you mean \"{n}\"?")).unwrap_or_default();
         format!("unknown recipe {name:?}{hint} (allowed: {})", names.join(", "))
     })

@@ -19,6 +19,7 @@ mod exec;
 mod gradients;
 mod init;
 pub mod lower;
+mod roles;
 mod state;
 
 pub use crate::shape::Exempt;
@@ -30,7 +31,7 @@ pub use state::{NetState, NormState, ParamState};
 use crate::backend::{Plane, PoolSpec};
 use crate::error::{Error, Result};
 use crate::shape::ConvGeom;
-use crate::sparsity::Maskable;
+use crate::sparsity::{Maskable, Role};
 
 /// A node of a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -188,10 +189,13 @@ impl Graph {
         self.params.iter().map(Param::size).sum()
     }
 
-    /// Maskable tensors in creation order.
+    /// Maskable tensors in creation order, each with its [`Role`]: first are the layers that read the images through norms,
+    /// ReLUs, pools and additions alone, last those from which only such lead to the logits.
     pub fn maskable(&self) -> Vec<Maskable> {
-        let weights = self.params.iter().filter(|p| p.maskable);
-        weights.map(|p| Maskable { name: p.name.clone(), shape: p.shape.clone() }).collect()
+        let roles = roles::roles(self);
+        let role = |weight| self.convs.iter().position(|c| c.weight == weight).map_or(Role::Inner, |conv| roles[conv]);
+        let weights = self.params.iter().enumerate().filter(|(_, p)| p.maskable);
+        weights.map(|(i, p)| Maskable { name: p.name.clone(), shape: p.shape.clone(), role: role(i) }).collect()
     }
 
     /// Multiply-accumulates of the dense network for one image, a maskable tensor, in [`Graph::maskable`]'s order.

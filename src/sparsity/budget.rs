@@ -2,6 +2,7 @@
 //! 0.9 of 5 weights pruned keeps 0.5 of a weight, which rounds to 1; in f64, (1 - 0.9) * 5 is below one half.
 
 use crate::error::{Error, Result};
+use std::cmp::Ordering;
 use std::fmt;
 
 /// Decimal places that fit: `3 * 10^37 < 2^128`, which [`mul_div`] needs. A decimal of 17 significant digits with more
@@ -19,6 +20,9 @@ pub struct Density {
 impl Density {
     /// Every weight kept.
     pub const ONE: Density = Density { numerator: 1, scale: 0 };
+
+    /// A fifth.
+    pub(super) const FIFTH: Density = Density { numerator: 2, scale: 1 };
 
     /// From a density as written: the decimal is the shortest one that reads back as `written`.
     pub fn from_density(written: f64) -> Result<Self> {
@@ -42,10 +46,41 @@ impl Density {
         Ok(Density { numerator: 10u128.pow(scale) - pruned, scale })
     }
 
+    /// The density that keeps `kept` of `n` weights: the shortest decimal whose [`Density::budget`] is that, of several the
+    /// nearest to `kept / n`.
+    ///
+    /// # Errors
+    /// `kept` is 0 or more than `n`.
+    pub fn of_budget(kept: u64, n: u64) -> Result<Self> {
+        let candidates = (0..=19).filter(|_| (1..=n).contains(&kept)).flat_map(|scale| {
+            let (quotient, rest) = mul_div(u128::from(kept), 10u64.pow(scale), u128::from(n));
+            let nearest = quotient + u128::from(2 * rest >= u128::from(n));
+            [nearest, nearest.saturating_sub(1)].map(|numerator| Density { numerator, scale }) // below it: of the two halves one counts
+        });
+        let mut fitting = candidates.filter(|d| d.numerator > 0 && d.budget(n) == kept);
+        fitting.next().ok_or_else(|| {
+            Error::Usage(format!("{kept} of {n} weights kept: a density keeps at least one weight and at most all"))
+        })
+    }
+
+    /// `k` millionths, `1 <= k <= 10^6`.
+    pub(super) fn millionths(mut k: u32) -> Self {
+        let mut scale = 6;
+        while k.is_multiple_of(10) {
+            (k, scale) = (k / 10, scale - 1);
+        }
+        Density { numerator: k.into(), scale }
+    }
+
     /// Nearest f64.
     pub fn value(&self) -> f64 {
         // Parsing rounds once; numerator as f64 / 10^scale would round three times.
         format!("{}e-{}", self.numerator, self.scale).parse().unwrap_or(f64::NAN)
+    }
+
+    /// Nearest f64 to 1 - density.
+    pub fn sparsity(&self) -> f64 {
+        format!("{}e-{}", self.unit() - self.numerator, self.scale).parse().unwrap_or(f64::NAN)
     }
 
     /// round-half-up(density x n), exactly.
@@ -63,6 +98,20 @@ impl Density {
     /// 10^scale, the denominator.
     pub(super) fn unit(&self) -> u128 {
         10u128.pow(self.scale)
+    }
+}
+
+impl Ord for Density {
+    fn cmp(&self, other: &Self) -> Ordering {
+        let scale = self.scale.max(other.scale);
+        let at_scale = |d: &Density| d.numerator * 10u128.pow(scale - d.scale); // at most 10^MAX_SCALE
+        at_scale(self).cmp(&at_scale(other))
+    }
+}
+
+impl PartialOrd for Density {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
     }
 }
 
@@ -169,7 +218,44 @@ mod tests {
         assert!(Density::from_sparsity(5e-324).unwrap_err().to_string().contains("every weight"));
     }
 
+    #[test]
+    fn ordered_by_value() {
+        let mut sorted = [density(0.2), density(1e-37), Density::ONE, density(0.19999999999999998), sparsity(0.75)];
+        sorted.sort();
+        assert_eq!(sorted.map(|d| d.value()), [1e-37, 0.19999999999999998, 0.2, 0.25, 1.0]);
+        assert_eq!((Density::FIFTH, density(0.2).cmp(&sparsity(0.8))), (density(0.2), Ordering::Equal));
+        assert_eq!([0.0, 0.75, 0.997685].map(|s| sparsity(s).sparsity()), [0.0, 0.75, 0.997685]);
+        for k in [1, 10, 2315, 999_999, 1_000_000] {
+            assert_eq!(Density::millionths(k), density(f64::from(k) / 1e6));
+        }
+    }
+
+    #[test]
+    fn the_shortest_decimal_of_a_budget() {
+        for (kept, n, want) in [(1, 3, 0.3), (2, 3, 0.7), (3, 3, 1.0), (27_090, 270_896, 0.1), (1, 1, 1.0), (1, 2, 0.5)] {
+            assert_eq!(Density::of_budget(kept, n).unwrap(), density(want), "{kept} of {n}");
+        }
+        assert_eq!(Density::of_budget(12_345_678, 68_814_016).unwrap(), density(0.17940644));
+        for (kept, n) in [(0, 5), (6, 5), (0, 0)] {
+            assert_eq!(Density::of_budget(kept, n).unwrap_err().exit_code(), 2);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn the_decimal_of_a_budget_has_that_budget(n in 1u64..1_000_000_000_000, share in 0.0..1.0f64) {
+            let kept = ((share * n as f64) as u64).max(1);
+            let found = Density::of_budget(kept, n).unwrap();
+            prop_assert_eq!(found.budget(n), kept);
+            if found.scale > 0 {
+                let unit = u128::from(10u64.pow(found.scale - 1));
+                for numerator in [found.numerator / 10, found.numerator / 10 + 1].into_iter().filter(|&a| a <= unit) {
+                    let shorter = Density { numerator, scale: found.scale - 1 };
+                    prop_assert!(shorter.budget(n) != kept, "{} is shorter than {}", shorter, found);
+                }
+            }
+        }
+
         /// Against u128 arithmetic where that is wide enough.
         #[test]
         fn budget_is_round_half_up(places in 1u32..15, digits in 1u64..1_000_000_000_000_000, n in 0u64..1_000_000_000_000) {

@@ -1,45 +1,72 @@
 //! How layers share the density: the formula's densities, and exact counts by largest remainder.
 //!
-//! Uniform and ERK are one rule. Each layer has an integer weight w (uniform: its size; ERK: the sum of its shape, which is
-//! the score p = sum / size times the size, paper section 1.4). Some layers are dense; the rest of the density x N weights
-//! is shared among the others in proportion to w. A layer that would get its whole size or more is made dense and the
-//! others share anew. Everything is a ratio of integers, so neither the dense set nor a tie between remainders hangs on
-//! rounding.
+//! All ratios are one rule. Each layer has an integer weight w, its score times its size ([`Ratio`]). Some layers are
+//! settled: those that the ratio pins, and those that are dense; the rest of the density x N weights is shared among the
+//! others in proportion to w. A layer that would get its whole size or more is made dense and the others share anew.
+//! Everything is a ratio of integers, so neither the dense set nor a tie between remainders hangs on rounding.
+//!
+//! For densities a pinned layer takes its density x size out of the rest as it is, for counts rounded (a half up): the
+//! others then meet the budget to the weight, half a weight a pinned layer away from their densities at most.
 
 use super::budget::mul_div;
-use super::{Density, Maskable, Method};
+use super::ratio::Formula;
+use super::{Density, Maskable, Ratio, advice};
 use crate::error::{Error, Result};
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
 /// The formula's density of each layer, in (0, 1], in layer order. Their size-weighted mean is the density; `Dense` gives
 /// ones whatever the density.
-pub fn layer_densities(layers: &[Maskable], method: Method, density: Density) -> Result<Vec<f64>> {
-    let shares = Shares::new(layers, method, density)?;
-    Ok((0..layers.len())
-        .map(|l| match method {
-            _ if shares.settled[l].is_some() => 1.0,
-            Method::Uniform => density.value(),
-            _ => {
-                let rest = shares.whole as f64 + shares.part as f64 / shares.unit as f64;
-                let epsilon = rest / shares.weight_sum as f64;
-                (epsilon * shares.weights[l] as f64 / shares.sizes[l] as f64).min(1.0)
-            }
-        })
-        .collect())
+///
+/// # Errors
+/// Layers that are none (no weights, a name twice, roles a ratio needs and no layer has); pinned layers that leave the
+/// others nothing, or too much.
+pub fn layer_densities(layers: &[Maskable], ratio: &Ratio, density: Density) -> Result<Vec<f64>> {
+    let mut shares = Shares::new(layers, ratio, density)?;
+    if shares.open().next().is_some() && shares.pins.iter().any(Option::is_some) {
+        shares = Shares::unsettled(layers, ratio, density)?;
+        if !shares.pin(false) || (shares.whole, shares.part) == (0, 0) {
+            return Err(advice::overspent(layers, ratio, density, &shares));
+        }
+        shares.saturate();
+    }
+    let rest = shares.whole as f64 + shares.part as f64 / shares.unit as f64;
+    let epsilon = rest / shares.weight_sum as f64;
+    let of = |l: usize| match (shares.pins[l], shares.settled[l]) {
+        (Some(pin), _) => pin.value(),
+        (None, Some(_)) => 1.0,
+        _ if *ratio == Ratio::Uniform => density.value(),
+        _ if shares.weights[l] == shares.sizes[l] => epsilon.min(1.0), // the same of all layers, to the bit
+        _ => (epsilon * shares.weights[l] as f64 / shares.sizes[l] as f64).min(1.0),
+    };
+    Ok((0..layers.len()).map(of).collect())
 }
 
 /// Weights each layer keeps, in layer order: [`Density::budget`] of all weights, distributed over the layers' targets
 /// (formula's density x size) by largest remainder, ties by layer order. The sum is the budget exactly, a layer the formula
-/// makes dense keeps its size, and each other layer its target rounded down or up, so never more than its size.
-/// A layer that would keep nothing is an error that names it.
-pub fn layer_counts(layers: &[Maskable], method: Method, density: Density) -> Result<Vec<usize>> {
-    let shares = Shares::new(layers, method, density)?;
+/// makes dense keeps its size, a pinned one its density x size rounded half up, and each other layer its target rounded down
+/// or up, so never more than its size.
+///
+/// # Errors
+/// As [`layer_densities`]; a layer that would keep nothing, with its name and the density it takes.
+pub fn layer_counts(layers: &[Maskable], ratio: &Ratio, density: Density) -> Result<Vec<usize>> {
+    let shares = Shares::new(layers, ratio, density)?;
     let counts = shares.counts().unwrap_or_default(); // what only the formula settles always adds up
     match counts.iter().position(|&count| count == 0) {
-        Some(l) => Err(shares.starved(&layers[l], l, density)),
+        Some(l) => Err(advice::starved(layers, l, ratio, density)),
         None => Ok(counts.into_iter().map(|count| count as usize).collect()),
     }
+}
+
+/// Why layers cannot share a density.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Misfit {
+    /// The density of this pinned layer keeps none of its weights.
+    Empty(usize),
+    /// Pinned layers take more than the budget.
+    Over,
+    /// All layers together take less.
+    Under,
 }
 
 /// The shares of all layers: `whole + part / unit` weights for the layers that are not settled, in proportion to `weights`.
@@ -47,7 +74,9 @@ pub fn layer_counts(layers: &[Maskable], method: Method, density: Density) -> Re
 pub(super) struct Shares {
     pub sizes: Vec<u64>,
     pub weights: Vec<u64>,
-    /// What a layer keeps whatever the others do: its size where the formula makes it dense.
+    /// The densities that the ratio gives by itself.
+    pub pins: Vec<Option<Density>>,
+    /// What a layer keeps whatever the others do: what is pinned, its size where the formula makes it dense.
     pub settled: Vec<Option<u64>>,
     /// Of all layers together, rounded.
     pub budget: u64,
@@ -73,6 +102,11 @@ impl Target {
         (self.whole * n + (sum / self.weight_sum) as u64, sum.is_multiple_of(self.weight_sum) && rest == 0)
     }
 
+    /// Whether it is a weight or more.
+    pub fn is_a_weight(&self) -> bool {
+        self.whole > 0
+    }
+
     /// Pieces of `weights` weights nearest to the target; a half rounds up.
     pub fn pieces(&self, weights: u64) -> u64 {
         (self.times(2).0 + weights) / (2 * weights)
@@ -86,27 +120,81 @@ impl Target {
 }
 
 impl Shares {
-    pub fn new(layers: &[Maskable], method: Method, density: Density) -> Result<Self> {
-        let density = if method == Method::Dense { Density::ONE } else { density };
+    /// What is pinned settled in whole weights, what is dense too.
+    pub fn new(layers: &[Maskable], ratio: &Ratio, density: Density) -> Result<Self> {
+        let mut shares = Shares::unsettled(layers, ratio, density)?;
+        match shares.fit() {
+            Ok(()) => Ok(shares),
+            Err(Misfit::Empty(l)) => Err(advice::empty(&layers[l], shares.pins[l])),
+            Err(Misfit::Over) => Err(advice::overspent(layers, ratio, density, &shares)),
+            Err(Misfit::Under) => Err(advice::underspent(ratio, density, &shares)),
+        }
+    }
+
+    pub fn unsettled(layers: &[Maskable], ratio: &Ratio, density: Density) -> Result<Self> {
+        let density = if *ratio == Ratio::Dense { Density::ONE } else { density };
         let sizes = sizes(layers)?;
-        let weights: Vec<u64> = match method {
-            Method::Dense | Method::Uniform => sizes.clone(),
-            Method::Erk => layers.iter().map(|l| l.shape.iter().map(|&side| side as u64).sum()).collect(),
-        };
+        let Formula { weights, pins } = ratio.formula(layers, &sizes, density)?;
         let all = sizes.iter().sum();
-        let (whole, part) = density.times(all);
-        let mut shares = Shares {
+        let budget = density.budget(all);
+        let unit = pins.iter().flatten().chain([&density]).map(Density::unit).max().unwrap_or(1);
+        let (whole, part) = match ratio {
+            Ratio::Counts(_) => (budget, 0), // what the counts sum to
+            _ => density.times(all),
+        };
+        Ok(Shares {
             settled: vec![None; sizes.len()],
-            budget: density.budget(all),
+            budget,
             whole,
-            part,
-            unit: density.unit(),
+            part: part * (unit / density.unit()),
+            unit,
             weight_sum: weights.iter().sum(),
             sizes,
             weights,
-        };
-        shares.saturate();
-        Ok(shares)
+            pins,
+        })
+    }
+
+    /// Settles what is pinned and what is dense.
+    pub fn fit(&mut self) -> std::result::Result<(), Misfit> {
+        if let Some(l) = (0..self.pins.len()).find(|&l| self.pinned(l) == Some(0)) {
+            return Err(Misfit::Empty(l));
+        }
+        let pinned: u64 = (0..self.pins.len()).filter_map(|l| self.pinned(l)).sum();
+        if pinned > self.budget {
+            return Err(Misfit::Over);
+        }
+        if pinned > self.whole {
+            self.whole = pinned; // the rounded budget, nothing is left for others
+            self.part = 0;
+        }
+        self.pin(true);
+        self.saturate();
+        let settled: u64 = self.settled.iter().flatten().sum();
+        if self.open().next().is_none() && settled < self.budget { Err(Misfit::Under) } else { Ok(()) }
+    }
+
+    /// Weights that a pinned layer keeps.
+    pub fn pinned(&self, l: usize) -> Option<u64> {
+        self.pins[l].map(|pin| pin.budget(self.sizes[l]))
+    }
+
+    /// Takes what pinned layers keep out of the rest, in whole weights or as their densities have it. False if there is
+    /// less than that.
+    fn pin(&mut self, rounded: bool) -> bool {
+        for (l, pin) in self.pins.clone().into_iter().enumerate() {
+            let Some(pin) = pin else { continue };
+            let count = pin.budget(self.sizes[l]);
+            let (whole, part) = if rounded { (count, 0) } else { pin.times(self.sizes[l]) };
+            let part = part * (self.unit / pin.unit());
+            let borrow = u64::from(part > self.part);
+            let Some(rest) = self.whole.checked_sub(whole + borrow) else { return false };
+            self.whole = rest;
+            self.part = self.part + u128::from(borrow) * self.unit - part;
+            self.settled[l] = Some(count);
+            self.weight_sum -= self.weights[l];
+        }
+        true
     }
 
     /// Settles layers of the highest score w / size as dense, all of one score together, while that score's share is its
@@ -119,10 +207,9 @@ impl Shares {
             if self.target(top).whole < self.sizes[top] {
                 return;
             }
-            let dense: Vec<_> = self.open().filter(|&l| self.compare_scores(l, top) == Ordering::Equal).collect();
-            for l in dense {
-                self.settle(l, self.sizes[l]);
-            }
+            let dense = self.open().filter(|&l| self.compare_scores(l, top) == Ordering::Equal);
+            let dense: Vec<_> = dense.map(|l| (l, self.sizes[l])).collect();
+            self.settle(&dense);
         }
     }
 
@@ -131,17 +218,23 @@ impl Shares {
         (0..self.sizes.len()).filter(|&l| self.settled[l].is_none())
     }
 
-    /// Settles what a layer keeps; the rest is for those still open. False, and nothing done, if there is less than that.
-    pub fn settle(&mut self, l: usize, count: u64) -> bool {
-        let Some(rest) = self.whole.checked_sub(count) else { return false };
-        self.settled[l] = Some(count);
+    /// Settles what layers keep, those that are settled anew too; the rest is for those still open. False, and nothing
+    /// done, if there is less than that.
+    pub fn settle(&mut self, counts: &[(usize, u64)]) -> bool {
+        let before: u64 = counts.iter().filter_map(|&(l, _)| self.settled[l]).sum();
+        let after: u64 = counts.iter().map(|&(_, count)| count).sum();
+        let Some(rest) = (self.whole + before).checked_sub(after) else { return false };
         self.whole = rest;
-        self.weight_sum -= self.weights[l];
+        for &(l, count) in counts {
+            if self.settled[l].replace(count).is_none() {
+                self.weight_sum -= self.weights[l];
+            }
+        }
         true
     }
 
     /// What is settled, and the rest by largest remainder, ties in layer order. `None` where what is settled leaves the open
-    /// layers too much or too little; that never happens while only [`Shares::saturate`] has settled any.
+    /// layers too much or too little; that never happens while only [`Shares::fit`] has settled any.
     pub fn counts(&self) -> Option<Vec<u64>> {
         let mut counts: Vec<u64> = self.settled.iter().map(|count| count.unwrap_or(0)).collect();
         let mut by_remainder = Vec::new();
@@ -164,29 +257,16 @@ impl Shares {
         cross(a, b).cmp(&cross(b, a))
     }
 
-    /// `(whole + part / unit) * weight / weight_sum` of an open layer.
+    /// `(whole + part / unit) * weight / weight_sum` of an open layer, density x size of a pinned one.
     pub fn target(&self, l: usize) -> Target {
+        if let Some(pin) = self.pins[l] {
+            let (whole, part) = pin.times(self.sizes[l]);
+            return Target { whole, remainder: (0, part), unit: pin.unit(), weight_sum: 1 };
+        }
         let (carry, part) = mul_div(self.part, self.weights[l], self.unit);
         let product = u128::from(self.whole) * u128::from(self.weights[l]) + carry;
         let sum = u128::from(self.weight_sum);
         Target { whole: (product / sum) as u64, remainder: (product % sum, part), unit: self.unit, weight_sum: sum }
-    }
-
-    pub fn starved(&self, layer: &Maskable, l: usize, density: Density) -> Error {
-        // A target is at least density * N * w / sum of w: layers made dense only raise the others' shares.
-        let least = self.weights.iter().min().map_or(1, |&w| w) as f64;
-        let (weights, sizes) = (self.weights.iter().sum::<u64>() as f64, self.sizes.iter().sum::<u64>() as f64);
-        let millionths = (1e6 * weights / (sizes * least)).ceil().min(1e6);
-        let size = self.sizes[l];
-        let share = self.target(l).remainder.0 as f64 / self.weight_sum as f64 / size as f64;
-        Error::Usage(format!(
-            "layer {} {:?} would keep none of its {size} weights: its density is {share:.2e} at an overall density of \
-             {density}; from density {} (sparsity {}) on every layer keeps one, or choose another method or a wider model",
-            layer.name,
-            layer.shape,
-            millionths / 1e6,
-            (1e6 - millionths) / 1e6,
-        ))
     }
 }
 
@@ -194,7 +274,7 @@ impl Shares {
 fn sizes(layers: &[Maskable]) -> Result<Vec<u64>> {
     let mut names = HashSet::new();
     let mut sizes = Vec::with_capacity(layers.len());
-    for Maskable { name, shape } in layers {
+    for Maskable { name, shape, .. } in layers {
         let size = shape.iter().try_fold(1u64, |size, &side| size.checked_mul(side as u64));
         match size {
             Some(size) if !shape.is_empty() && (1..=u64::from(u32::MAX)).contains(&size) => sizes.push(size),

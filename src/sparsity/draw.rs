@@ -1,7 +1,7 @@
 //! Which positions a layer keeps. A position's random number depends on seed, layer name and position alone, so neither
 //! other layers, their order, thread counts nor the values a mask selects can change a mask.
 
-use super::{Density, Draw, Form, Mask, Maskable, Method, Pattern, blocks, layer_densities, layer_shares};
+use super::{Density, Draw, Form, Mask, Maskable, Pattern, Ratio, blocks, layer_densities, layer_shares};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Stream};
 
@@ -10,12 +10,13 @@ use crate::rng::{Purpose, Stream};
 /// # Nesting
 /// Both draws rank the positions of a layer by the same random numbers, so with one seed two masks of a layer are always
 /// nested: the one with fewer positions (exact) or the lower formula's density (Bernoulli) lies inside the other. A layer's
-/// formula density never falls when the density rises, for every method here. Whole networks therefore nest with Bernoulli.
+/// formula density never falls when the density rises, for every ratio but given counts. Whole networks therefore nest with
+/// Bernoulli.
 /// With exact counts they nest layer by layer, but not always in one direction: largest remainder can take one weight from
 /// a layer as the budget grows (the Alabama paradox), though only where the layer's own target rose by less than one
 /// weight. ResNet-20 nests with ERK on any grid of densities 0.00025 or more apart, with uniform 0.0025 (tested).
-pub fn draw_masks(layers: &[Maskable], method: Method, density: Density, draw: Draw, seed: u64) -> Result<Vec<Mask>> {
-    draw_patterns(layers, method, density, Pattern::Unstructured, draw, seed)
+pub fn draw_masks(layers: &[Maskable], ratio: &Ratio, density: Density, draw: Draw, seed: u64) -> Result<Vec<Mask>> {
+    draw_patterns(layers, ratio, density, Pattern::Unstructured, draw, seed)
 }
 
 /// The same, of single weights or of blocks. Where [`layer_shares`] gives a layer single weights, it draws the very positions
@@ -23,7 +24,7 @@ pub fn draw_masks(layers: &[Maskable], method: Method, density: Density, draw: D
 /// of one seed at two densities do not nest. Bernoulli draws have no blocks: exact counts only.
 pub fn draw_patterns(
     layers: &[Maskable],
-    method: Method,
+    ratio: &Ratio,
     density: Density,
     pattern: Pattern,
     draw: Draw,
@@ -31,10 +32,10 @@ pub fn draw_patterns(
 ) -> Result<Vec<Mask>> {
     pattern.check(draw)?;
     let shares = match draw {
-        Draw::Exact => layer_shares(layers, method, density, pattern)?,
+        Draw::Exact => layer_shares(layers, ratio, density, pattern)?,
         Draw::Bernoulli => Vec::new(),
     };
-    let densities = layer_densities(layers, method, density)?;
+    let densities = layer_densities(layers, ratio, density)?;
     let mut masks = Vec::with_capacity(layers.len());
     for (l, (layer, &layer_density)) in layers.iter().zip(&densities).enumerate() {
         let (stream, size) = (Stream::new(seed, Purpose::Mask, &layer.name), layer.size());

@@ -1,19 +1,28 @@
 //! Layer-wise densities and random masks. No device here, no layers: shapes in, kept positions out.
 //!
-//! [`Density`] (budgets) -> [`layer_densities`] and [`layer_counts`] (how layers share it) -> [`layer_shares`] (in single
-//! weights or in blocks) -> [`draw_masks`] and [`draw_patterns`] (positions).
+//! [`Density`] (budgets), [`Ratio`] -> [`layer_densities`] and [`layer_counts`] (how layers share it) -> [`layer_shares`] (in
+//! single weights or in blocks) -> [`draw_masks`] and [`draw_patterns`] (positions). Beside that path: [`top_scores`] ->
+//! [`scored_masks`] (a score of each weight decides what each layer keeps), and [`given_masks`] (from a file).
 
+mod advice;
 mod blocks;
 mod budget;
+mod custom;
 mod densities;
 mod draw;
+mod given;
 mod pattern;
+mod ratio;
+mod scores;
 
 pub use crate::shape::BlockShape;
 pub use budget::Density;
 pub use densities::{layer_counts, layer_densities};
 pub use draw::{draw_masks, draw_patterns};
+pub use given::{GivenMask, given_masks};
 pub use pattern::{Fallback, Form, LayerShare, Pattern, layer_shares};
+pub use ratio::{Method, Ratio, Rest};
+pub use scores::{Positions, scored_masks, top_scores};
 
 use crate::error::{Error, Result};
 use sha2::{Digest, Sha256};
@@ -29,9 +38,50 @@ pub struct Maskable {
     pub name: String,
     /// K,C,R,S or out,in.
     pub shape: Vec<usize>,
+    /// Where in the network its layer is.
+    pub role: Role,
+}
+
+/// Whether a layer is one of those that some methods treat by themselves, by the network's structure.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It reads the images, with no other convolution or linear layer between.
+    First,
+    /// Neither.
+    #[default]
+    Inner,
+    /// Its output is the logits, with no other such layer between: one of these, where a layer is both.
+    Last,
+}
+
+impl Role {
+    /// What a layer of this role does, for messages.
+    fn meaning(self) -> &'static str {
+        match self {
+            Role::First => "reads the images and leads to another layer",
+            Role::Inner => "lies between first and last",
+            Role::Last => "gives the logits",
+        }
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Role::First => "first",
+            Role::Inner => "inner",
+            Role::Last => "last",
+        })
+    }
 }
 
 impl Maskable {
+    /// A layer between first and last.
+    pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>) -> Self {
+        Maskable { name: name.into(), shape: shape.into(), role: Role::Inner }
+    }
+
     /// Weights of the dense tensor.
     pub fn size(&self) -> usize {
         self.shape.iter().product()
@@ -87,18 +137,6 @@ pub fn mask_hash(mask: &Mask) -> String {
     Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// How layers share the density.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Method {
-    /// No mask at all.
-    Dense,
-    /// The same density in every layer.
-    Uniform,
-    /// Erdos-Renyi-Kernel, power scale 1 (paper section 3.1; Evci et al. 2020).
-    Erk,
-}
-
 /// How positions are drawn given layer densities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -109,34 +147,15 @@ pub enum Draw {
     Bernoulli,
 }
 
-impl Method {
-    /// Every method with its name in configurations.
-    pub const ALL: [(&'static str, Method); 3] =
-        [("dense", Method::Dense), ("uniform", Method::Uniform), ("erk", Method::Erk)];
-}
-
 impl Draw {
     /// Every draw with its name in configurations.
     pub const ALL: [(&'static str, Draw); 2] = [("exact", Draw::Exact), ("bernoulli", Draw::Bernoulli)];
-}
-
-impl FromStr for Method {
-    type Err = Error;
-    fn from_str(name: &str) -> Result<Self> {
-        by_name("method", &Method::ALL, name)
-    }
 }
 
 impl FromStr for Draw {
     type Err = Error;
     fn from_str(name: &str) -> Result<Self> {
         by_name("mask draw", &Draw::ALL, name)
-    }
-}
-
-impl fmt::Display for Method {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(name_of(&Method::ALL, *self))
     }
 }
 

@@ -8,10 +8,12 @@
 //! tenth for that either (but by one weight: they keep whole ones). While it would, or while no layer is unstructured
 //! and the blocks miss the budget, a layer in blocks is made unstructured too: the smallest one with which the budget
 //! is met, or else the one moved furthest by its own blocks in the direction of the miss. With none left in blocks the
-//! counts are those of unstructured masks, so shares exist wherever unstructured ones do.
+//! counts are those of unstructured masks, so shares exist wherever unstructured ones do. A layer whose density the ratio
+//! gives by itself ([`Ratio`]: pinned) keeps blocks by the same rule, but takes no part in the sharing: unstructured, it
+//! keeps its density x size, rounded.
 
 use super::densities::Shares;
-use super::{Density, Draw, Maskable, Method, layer_densities};
+use super::{Density, Draw, Maskable, Ratio, advice, layer_densities};
 use crate::error::{Error, Result};
 use crate::shape::BlockShape;
 use std::fmt;
@@ -169,12 +171,12 @@ pub struct LayerShare {
 /// A layer that would keep nothing is an error that names it.
 pub fn layer_shares(
     layers: &[Maskable],
-    method: Method,
+    ratio: &Ratio,
     density: Density,
     pattern: Pattern,
 ) -> Result<Vec<LayerShare>> {
-    let densities = layer_densities(layers, method, density)?;
-    let shares = Shares::new(layers, method, density)?;
+    let densities = layer_densities(layers, ratio, density)?;
+    let shares = Shares::new(layers, ratio, density)?;
     let mut forms: Vec<Form> = layers.iter().enumerate().map(|(l, layer)| form(layer, &shares, l, pattern)).collect();
     let counts = loop {
         if let Some(counts) = counts(&shares, &forms) {
@@ -185,7 +187,7 @@ pub fn layer_shares(
             None => {
                 let counts = shares.counts().unwrap_or_default();
                 let l = counts.iter().position(|&count| count == 0).unwrap_or(0);
-                return Err(shares.starved(&layers[l], l, density));
+                return Err(advice::starved(layers, l, ratio, density));
             }
         }
     };
@@ -199,7 +201,7 @@ pub fn layer_shares(
 /// The form a layer has by itself.
 fn form(layer: &Maskable, shares: &Shares, l: usize, pattern: Pattern) -> Form {
     let Pattern::Block(block) = pattern else { return Form::Unstructured(None) };
-    if shares.settled[l].is_some() {
+    if shares.settled[l] == Some(shares.sizes[l]) {
         return Form::Dense;
     }
     let Some([rows, cols, taps]) = block.grid(&layer.shape) else {
@@ -251,12 +253,10 @@ fn counts(shares: &Shares, forms: &[Form]) -> Option<Vec<u64>> {
         return (counts.iter().sum::<u64>() == shares.budget).then_some(counts);
     }
     let mut rest = shares.clone();
-    for l in shares.open() {
-        if let Some(count) = settled(l)
-            && !rest.settle(l, count)
-        {
-            return None;
-        }
+    let in_blocks = |&l: &usize| matches!(forms[l], Form::Blocks { .. });
+    let blocks: Vec<_> = (0..forms.len()).filter(in_blocks).filter_map(|l| Some((l, settled(l)?))).collect();
+    if !rest.settle(&blocks) {
+        return None;
     }
     rest.saturate();
     let counts = rest.counts()?;

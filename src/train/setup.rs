@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::models;
 use crate::report::DataInfo;
-use crate::sparsity::{Density, Mask, draw_patterns};
+use crate::sparsity::{Density, Mask, Ratio, draw_patterns};
 
 /// A run's parts.
 pub(super) struct Setup {
@@ -98,7 +98,8 @@ impl Setup {
 
 /// The masks of a configuration's network.
 pub(super) fn draw_masks(c: &Config, graph: &Graph) -> Result<Vec<Mask>> {
-    draw_patterns(&graph.maskable(), c.method, c.target()?, c.pattern, c.mask_draw, c.seed.mask)
+    let ratio = Ratio::try_from(c.method)?;
+    draw_patterns(&graph.maskable(), &ratio, c.target()?, c.pattern, c.mask_draw, c.seed.mask)
 }
 
 /// The network of a configuration for images of `shape`.

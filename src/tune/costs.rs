@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::graph::lower::lower;
 use crate::shape::ConvGeom;
-use crate::sparsity::{Density, Draw, Maskable, Method, draw_masks};
+use crate::sparsity::{Density, Draw, Maskable, Ratio, draw_masks};
 use std::time::Instant;
 
 /// Densities that are measured, uniformly random masks.
@@ -63,13 +63,13 @@ pub fn costs(graph: &Graph, config: &Config, progress: &mut dyn FnMut(usize, usi
     let mut all = Vec::with_capacity(groups.len());
     for (i, (layer, members)) in groups.iter().enumerate() {
         progress(i, groups.len(), &layer.name);
-        let weight = Maskable { name: layer.name.clone(), shape: vec![layer.geom.weights()] };
+        let weight = Maskable::new(layer.name.clone(), [layer.geom.weights()]);
         let mut points = vec![];
         for (d, &density) in DENSITIES.iter().enumerate() {
             let cells = (groups.len() - i) * DENSITIES.len() - d;
             let until = Instant::now() + end.saturating_duration_since(Instant::now()) / cells as u32;
             let density = Density::from_density(density)?;
-            let masks = draw_masks(std::slice::from_ref(&weight), Method::Uniform, density, Draw::Exact, 0)?;
+            let masks = draw_masks(std::slice::from_ref(&weight), &Ratio::Uniform, density, Draw::Exact, 0)?;
             points.push(excess(&layer.with_kept(masks[0].kept.clone()), config, until)?);
         }
         let crossover = |pass: usize| crossing(&DENSITIES, &points.iter().map(|p| p[pass]).collect::<Vec<_>>());

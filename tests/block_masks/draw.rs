@@ -26,18 +26,18 @@ pub fn unbalanced(mask: &Mask, shape: BlockShape, kept: usize) -> Option<String>
 fn drawn_masks_keep_what_was_shared_in_balanced_blocks() {
     let mut cases = Vec::new();
     for seed in 0..12 {
-        let nets = [(Some(32), Method::Uniform), (Some(32), Method::Erk), (Some(64), Method::Erk)];
+        let nets = [(Some(32), Ratio::Uniform), (Some(32), Ratio::ERK), (Some(64), Ratio::ERK)];
         cases
             .extend(nets.map(|(w, m)| (network("resnet20", w), m, [0.1, 0.2, 0.5][seed as usize % 3], (16, 16), seed)));
-        cases.push((network("resnet20", None), Method::Erk, 0.2, (8, 4), seed));
+        cases.push((network("resnet20", None), Ratio::ERK, 0.2, (8, 4), seed));
     }
-    cases.push((network("vgg19", None), Method::Uniform, 0.1, (16, 16), 1));
-    cases.push((network("resnet50", None), Method::Erk, 0.1, (32, 32), 2));
-    cases.push((network("wrn50-2", None), Method::Uniform, 0.05, (8, 8), 3));
+    cases.push((network("vgg19", None), Ratio::Uniform, 0.1, (16, 16), 1));
+    cases.push((network("resnet50", None), Ratio::ERK, 0.1, (32, 32), 2));
+    cases.push((network("wrn50-2", None), Ratio::Uniform, 0.05, (8, 8), 3));
     let mut in_blocks = 0;
-    for (layers, method, d, (r, c), seed) in cases {
-        let shares = layer_shares(&layers, method, density(d), block(r, c)).unwrap();
-        let masks = draw(&layers, method, d, block(r, c), seed);
+    for (layers, ratio, d, (r, c), seed) in cases {
+        let shares = layer_shares(&layers, &ratio, density(d), block(r, c)).unwrap();
+        let masks = draw(&layers, &ratio, d, block(r, c), seed);
         for ((mask, share), layer) in masks.iter().zip(&shares).zip(&layers) {
             assert_eq!((mask.nnz(), mask.density), (share.nnz, share.density), "{}", mask.name);
             match share.form {
@@ -56,10 +56,10 @@ fn drawn_masks_keep_what_was_shared_in_balanced_blocks() {
 fn a_mask_is_a_function_of_seed_name_and_count() {
     let layers = network("resnet20", Some(64));
     let hashes = |masks: &[Mask]| masks.iter().map(mask_hash).collect::<Vec<_>>();
-    let masks = draw(&layers, Method::Erk, 0.1, block(16, 16), 5);
-    assert_eq!(hashes(&masks), hashes(&draw(&layers, Method::Erk, 0.1, block(16, 16), 5)));
+    let masks = draw(&layers, &Ratio::ERK, 0.1, block(16, 16), 5);
+    assert_eq!(hashes(&masks), hashes(&draw(&layers, &Ratio::ERK, 0.1, block(16, 16), 5)));
     let backwards: Vec<_> = layers.iter().rev().cloned().collect();
-    let mut again = draw(&backwards, Method::Erk, 0.1, block(16, 16), 5);
+    let mut again = draw(&backwards, &Ratio::ERK, 0.1, block(16, 16), 5);
     again.reverse();
     for (a, b) in masks.iter().zip(&again).filter(|(a, b)| a.nnz() == b.nnz() && a.block == b.block) {
         assert_eq!(mask_hash(a), mask_hash(b), "{}: the order of the layers counts", a.name);
@@ -67,10 +67,10 @@ fn a_mask_is_a_function_of_seed_name_and_count() {
     // Alone, with the same count.
     let share = masks.iter().position(|m| m.block.is_some()).unwrap();
     let [of, kept] = [masks[share].size() / 256, masks[share].nnz() / 256];
-    let alone = draw(&layers[share..share + 1], Method::Uniform, kept as f64 / of as f64, block(16, 16), 5);
+    let alone = draw(&layers[share..share + 1], &Ratio::Uniform, kept as f64 / of as f64, block(16, 16), 5);
     assert_eq!(mask_hash(&alone[0]), mask_hash(&masks[share]));
     // Other seeds and names give other blocks.
-    let other = draw(&layers, Method::Erk, 0.1, block(16, 16), 6);
+    let other = draw(&layers, &Ratio::ERK, 0.1, block(16, 16), 6);
     assert!(masks.iter().zip(&other).all(|(a, b)| a.kept.is_none() || mask_hash(a) != mask_hash(b)));
     let twins: Vec<_> = masks.iter().filter(|m| m.block.is_some() && m.shape == [256, 256, 3, 3]).collect();
     assert!(twins.len() > 2 && twins.windows(2).all(|w| w[0].kept != w[1].kept));
@@ -82,20 +82,20 @@ fn a_mask_is_a_function_of_seed_name_and_count() {
 fn unstructured_masks_are_those_of_before_and_fallen_back_layers_have_them() {
     // The default recipe's masks, as the engine drew them before it knew blocks (commit 02f47b4).
     let layers = models::by_name("resnet20", None, 1, 10, 28).unwrap().maskable();
-    let masks = draw_masks(&layers, Method::Erk, density(0.1), Draw::Exact, 0).unwrap();
+    let masks = draw_masks(&layers, &Ratio::ERK, density(0.1), Draw::Exact, 0).unwrap();
     assert!(masks.iter().all(|mask| mask.block.is_none()));
     assert_eq!(mask_hash(&masks[1]), "05092232a784ffdcc53e79706b685fb96ed420378311eb8aca96f1c47893f9d4");
     assert_eq!(mask_hash(&masks[20]), "b0303aeb61ba8cc9cded90f03910986c3c7f3aa6be386992fbdcaff2cbec892a");
     for draw in [Draw::Exact, Draw::Bernoulli] {
-        let again = draw_patterns(&layers, Method::Erk, density(0.1), Pattern::Unstructured, draw, 0).unwrap();
-        assert_eq!(again, draw_masks(&layers, Method::Erk, density(0.1), draw, 0).unwrap());
+        let again = draw_patterns(&layers, &Ratio::ERK, density(0.1), Pattern::Unstructured, draw, 0).unwrap();
+        assert_eq!(again, draw_masks(&layers, &Ratio::ERK, density(0.1), draw, 0).unwrap());
     }
     // Where no layer takes blocks, all is as without.
     let narrow = network("resnet20", Some(10));
-    let without = draw_masks(&narrow, Method::Erk, density(0.1), Draw::Exact, 0).unwrap();
-    assert_eq!(draw(&narrow, Method::Erk, 0.1, block(16, 16), 0), without);
+    let without = draw_masks(&narrow, &Ratio::ERK, density(0.1), Draw::Exact, 0).unwrap();
+    assert_eq!(draw(&narrow, &Ratio::ERK, 0.1, block(16, 16), 0), without);
     // A layer that fell back nests with its unstructured mask of another count.
-    let blocks = draw(&layers, Method::Erk, 0.1, block(16, 16), 0);
+    let blocks = draw(&layers, &Ratio::ERK, 0.1, block(16, 16), 0);
     let (some, more) = (&blocks[1], &masks[1]);
     assert!(some.block.is_none() && some.nnz() < more.nnz());
     let more = more.kept.as_ref().unwrap();
@@ -130,7 +130,7 @@ fn all_balanced_sets_of_blocks_are_equally_likely() {
         let tiny = [layer("tiny", &[2 * rows, cols, taps])];
         let d = (1e6 * kept as f64 / all as f64).round() / 1e6; // near enough: the budget is the same
         for seed in 0..DRAWS {
-            let mask = draw(&tiny, Method::Uniform, d, block(2, 1), u64::from(seed)).remove(0);
+            let mask = draw(&tiny, &Ratio::Uniform, d, block(2, 1), u64::from(seed)).remove(0);
             let blocks = BlockShape { r: 2, c: 1 }.blocks(&mask.shape, mask.kept.as_ref().unwrap()).unwrap();
             *times.get_mut(&blocks.iter().map(|b| 1 << b).sum()).expect("a balanced set") += 1;
         }
@@ -149,7 +149,7 @@ fn blocks_of_a_real_layer_are_kept_equally_often_and_alone() {
         let sets: Vec<Vec<u32>> = (0..DRAWS as u64)
             .map(|seed| {
                 let d = (1e6 * f64::from(kept) / blocks as f64).round() / 1e6;
-                let mask = draw(&layers, Method::Uniform, d, Pattern::Block(shape), seed).remove(0);
+                let mask = draw(&layers, &Ratio::Uniform, d, Pattern::Block(shape), seed).remove(0);
                 shape.blocks(&mask.shape, mask.kept.as_ref().unwrap()).unwrap()
             })
             .collect();

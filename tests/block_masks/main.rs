@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use shares::broken;
 use sparse_engine::models;
 use sparse_engine::sparsity::{
-    BlockShape, Density, Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, draw_masks, draw_patterns,
+    BlockShape, Density, Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, Ratio, draw_masks, draw_patterns,
     layer_counts, layer_densities, layer_shares, mask_hash,
 };
 
@@ -29,7 +29,7 @@ fn block(r: u32, c: u32) -> Pattern {
 }
 
 fn layer(name: &str, shape: &[usize]) -> Maskable {
-    Maskable { name: name.into(), shape: shape.to_vec() }
+    Maskable::new(name, shape)
 }
 
 fn network(name: &str, width: Option<usize>) -> Vec<Maskable> {
@@ -46,8 +46,8 @@ fn networks() -> Vec<(&'static str, Vec<Maskable>)> {
     all
 }
 
-fn draw(layers: &[Maskable], method: Method, d: f64, pattern: Pattern, seed: u64) -> Vec<Mask> {
-    draw_patterns(layers, method, density(d), pattern, Draw::Exact, seed).unwrap()
+fn draw(layers: &[Maskable], ratio: &Ratio, d: f64, pattern: Pattern, seed: u64) -> Vec<Mask> {
+    draw_patterns(layers, &ratio, density(d), pattern, Draw::Exact, seed).unwrap()
 }
 
 #[test]
@@ -68,7 +68,7 @@ fn patterns_by_name() {
     {
         assert!(bad.parse::<Pattern>().is_err(), "{bad}");
     }
-    let e = draw_patterns(&[], Method::Erk, density(0.5), block(2, 2), Draw::Bernoulli, 0).unwrap_err();
+    let e = draw_patterns(&[], &Ratio::ERK, density(0.5), block(2, 2), Draw::Bernoulli, 0).unwrap_err();
     assert!(e.exit_code() == 2 && e.to_string().contains("block:2x2 needs exact counts"), "{e}");
 }
 
@@ -111,15 +111,15 @@ proptest! {
         (r, c) in prop_oneof![(1u32..4, 1u32..4), Just((2, 2)), Just((1, 1))],
         seed: u64,
     ) {
-        let (method, d) = (if erk { Method::Erk } else { Method::Uniform }, f64::from(thousandths) / 1000.0);
-        let shares = layer_shares(&layers, method, density(d), block(r, c));
+        let (ratio, d) = (if erk { Ratio::ERK } else { Ratio::Uniform }, f64::from(thousandths) / 1000.0);
+        let shares = layer_shares(&layers, &ratio, density(d), block(r, c));
         let Ok(shares) = shares else {
-            let e = layer_counts(&layers, method, density(d)).unwrap_err();
+            let e = layer_counts(&layers, &ratio, density(d)).unwrap_err();
             prop_assert_eq!(e.to_string(), shares.unwrap_err().to_string());
             return Ok(());
         };
-        prop_assert_eq!(broken(&layers, method, d, block(r, c), &shares), None);
-        for (mask, share) in draw(&layers, method, d, block(r, c), seed).iter().zip(&shares) {
+        prop_assert_eq!(broken(&layers, &ratio, d, block(r, c), &shares), None);
+        for (mask, share) in draw(&layers, &ratio, d, block(r, c), seed).iter().zip(&shares) {
             prop_assert_eq!(mask.nnz(), share.nnz);
             prop_assert_eq!(mask.kept.is_none(), share.form == Form::Dense);
             if let Form::Blocks { block, kept, .. } = share.form {

@@ -4,13 +4,13 @@ use super::*;
 use std::collections::HashMap;
 
 /// What is wrong with the shares of a network: every rule, with targets from the formula's densities in f64.
-pub fn broken(layers: &[Maskable], method: Method, d: f64, pattern: Pattern, shares: &[LayerShare]) -> Option<String> {
+pub fn broken(layers: &[Maskable], ratio: &Ratio, d: f64, pattern: Pattern, shares: &[LayerShare]) -> Option<String> {
     let all: u64 = layers.iter().map(|l| l.size() as u64).sum();
     let kept: u64 = shares.iter().map(|s| s.nnz as u64).sum();
     if kept != density(d).budget(all) {
         return Some(format!("{kept} of {all} kept"));
     }
-    let densities = layer_densities(layers, method, density(d)).unwrap();
+    let densities = layer_densities(layers, &ratio, density(d)).unwrap();
     let shape = pattern.block().unwrap();
     let turned = shares.iter().any(|s| s.form == Form::Unstructured(Some(Fallback::Budget)));
     for ((l, share), wanted) in layers.iter().zip(shares).zip(densities) {
@@ -53,12 +53,12 @@ pub fn broken(layers: &[Maskable], method: Method, d: f64, pattern: Pattern, sha
 fn every_network_meets_its_budget_and_every_layer_its_rule() {
     let mut forms = HashMap::new();
     for (name, layers) in networks() {
-        for method in [Method::Uniform, Method::Erk] {
+        for ratio in [Ratio::Uniform, Ratio::ERK] {
             for d in [0.5, 0.2, 0.1, 0.05, 0.02, 1.0 / 3.0, 0.123456] {
                 for (r, c) in [(16, 16), (8, 8), (32, 32), (16, 8), (4, 64), (1, 16), (64, 1)] {
-                    let shares = layer_shares(&layers, method, density(d), block(r, c)).unwrap();
-                    let fault = broken(&layers, method, d, block(r, c), &shares);
-                    assert_eq!(fault, None, "{name} {method} {d} {r}x{c}");
+                    let shares = layer_shares(&layers, &ratio, density(d), block(r, c)).unwrap();
+                    let fault = broken(&layers, &ratio, d, block(r, c), &shares);
+                    assert_eq!(fault, None, "{name} {ratio:?} {d} {r}x{c}");
                     for share in shares {
                         let form = if let Form::Blocks { .. } = share.form { "blocks" } else { "other" };
                         *forms.entry((name, form)).or_insert(0) += 1;
@@ -73,7 +73,7 @@ fn every_network_meets_its_budget_and_every_layer_its_rule() {
 #[test]
 fn fallbacks_by_hand() {
     let forms = |layers: &[Maskable], d: f64, pattern: Pattern| -> Vec<(Form, usize)> {
-        let shares = layer_shares(layers, Method::Uniform, density(d), pattern).unwrap();
+        let shares = layer_shares(layers, &Ratio::Uniform, density(d), pattern).unwrap();
         shares.into_iter().map(|s| (s.form, s.nnz)).collect()
     };
     let shape = BlockShape { r: 16, c: 16 };
@@ -106,7 +106,7 @@ fn fallbacks_by_hand() {
     // No channels, no blocks; density 1 and method dense are dense.
     assert_eq!(forms(&[layer("v", &[256])], 0.5, block(16, 1))[0], (single(Fallback::Channels), 128));
     assert_eq!(forms(std::slice::from_ref(&conv), 1.0, block(16, 16))[0], (Form::Dense, 36_864));
-    let dense = layer_shares(&layers, Method::Dense, density(0.1), block(16, 16)).unwrap();
+    let dense = layer_shares(&layers, &Ratio::Dense, density(0.1), block(16, 16)).unwrap();
     assert!(dense.iter().all(|s| s.form == Form::Dense && s.density == 1.0));
-    assert!(layer_shares(&[], Method::Erk, density(0.1), block(16, 16)).unwrap().is_empty());
+    assert!(layer_shares(&[], &Ratio::ERK, density(0.1), block(16, 16)).unwrap().is_empty());
 }

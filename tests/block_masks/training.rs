@@ -29,7 +29,7 @@ fn a_run_with_blocks() {
     let c = lab.config(&[&BLOCKS[..], &["pattern=block:4x4"]].concat());
     assert_eq!((s.config.pattern, s.config.method), (block(4, 4), Method::Erk));
     let graph = models::by_name("resnet8", Some(8), 1, CLASSES, SIDE).unwrap();
-    let masks = draw_patterns(&graph.maskable(), c.method, c.target().unwrap(), c.pattern, c.mask_draw, 3).unwrap();
+    let masks = draw_patterns(&graph.maskable(), &c.method.try_into().unwrap(), c.target().unwrap(), c.pattern, c.mask_draw, 3).unwrap();
     assert!(masks.iter().zip(&s.masks).all(|(a, b)| mask_hash(a) == b.hash && a.nnz() == b.nnz));
     assert!(masks.iter().zip(&s.masks).all(|(a, b)| a.block.map(|block| block.to_string()) == b.block));
     let size: usize = masks.iter().map(Mask::size).sum();
@@ -83,7 +83,7 @@ fn masked(masks: &[Mask]) -> impl Iterator<Item = &Mask> {
 #[test]
 fn the_cpu_trains_blocks_as_the_positions_they_are() {
     let graph = models::by_name("resnet8", Some(16), 1, CLASSES, SIDE).unwrap();
-    let masks = super::draw(&graph.maskable(), Method::Uniform, 0.2, block(8, 8), 1);
+    let masks = super::draw(&graph.maskable(), &Ratio::Uniform, 0.2, block(8, 8), 1);
     assert!(masks.iter().filter(|m| m.block.is_some()).count() >= 3);
     let blind: Vec<Mask> = masks.iter().map(|m| Mask { block: None, ..m.clone() }).collect();
     let state = train(&graph, &masks);

@@ -8,7 +8,7 @@ use sparse_engine::backend::gpu::{self, GpuBackend, Precision};
 use sparse_engine::graph::Net;
 use sparse_engine::models;
 use sparse_engine::report::write_gpu_plan;
-use sparse_engine::sparsity::{Density, Draw, Method, Pattern, draw_patterns};
+use sparse_engine::sparsity::{Density, Draw, Pattern, Ratio, draw_patterns};
 
 fn keys(value: &Value) -> Vec<&str> {
     value.as_object().unwrap().keys().map(String::as_str).collect()
@@ -62,7 +62,7 @@ fn a_plan_file_is_used_and_must_fit() {
     let path = folder.path().join("plan-cuda.json");
     let graph = models::by_name("resnet8", Some(16), 3, 10, 8).unwrap();
     let density = Density::from_sparsity(0.9).unwrap();
-    let masks = draw_patterns(&graph.maskable(), Method::Erk, density, Pattern::Unstructured, Draw::Exact, 0).unwrap();
+    let masks = draw_patterns(&graph.maskable(), &Ratio::ERK, density, Pattern::Unstructured, Draw::Exact, 0).unwrap();
     let make = |spec: Spec| GpuBackend::new(Emulated::new(Order::Ascending)?, spec, Precision::Bf16, None);
     write_gpu_plan(&path, Net::new(&graph, &masks, 3, make).unwrap().backend().plan()).unwrap();
     let args = format!("{TINY} --device emulated --no-dense --no-check --plan {}", path.display());

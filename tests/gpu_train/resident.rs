@@ -7,7 +7,7 @@ use sparse_engine::backend::{Backend, Store};
 use sparse_engine::graph::{Net, StepKind};
 use sparse_engine::models;
 use sparse_engine::rng::{Purpose, Stream};
-use sparse_engine::sparsity::{Density, Draw, Method, draw_masks};
+use sparse_engine::sparsity::{Density, Draw, Ratio, draw_masks};
 
 /// A little network with eight images a batch on the emulated device, its images there too.
 struct Resident {
@@ -22,7 +22,7 @@ impl Resident {
     fn new(precision: Precision, rates: &[f32]) -> Self {
         let graph = models::resnet(8, 4, 1, CLASSES, SIDE).unwrap();
         let density = Density::from_sparsity(0.5).unwrap();
-        let masks = draw_masks(&graph.maskable(), Method::Erk, density, Draw::Exact, 0).unwrap();
+        let masks = draw_masks(&graph.maskable(), &Ratio::ERK, density, Draw::Exact, 0).unwrap();
         let mut net = Net::new(&graph, &masks, BATCH, |spec| {
             GpuBackend::new(Emulated::new(Order::Descending)?, spec, precision, None)
         })

@@ -1,7 +1,7 @@
 //! ResNets for small images by the 6D+2 rule of paper section 2.1, written a second time for the tests, and mask helpers.
 #![allow(dead_code)] // each test file uses its part
 
-use sparse_engine::sparsity::{Mask, Maskable};
+use sparse_engine::sparsity::{Mask, Maskable, Role};
 
 /// Maskable tensors in creation order with the dense multiply-accumulates of each, and the parameters of the whole net.
 pub struct Net {
@@ -16,7 +16,12 @@ pub fn resnet(depth: usize, width: usize, channels: usize, classes: usize, image
         let size: usize = shape.iter().product();
         net.macs.push((size * pixels) as u64);
         net.params += (size + if shape.len() == 4 { 2 * shape[0] } else { shape[0] }) as u64; // batch norm, or bias
-        net.layers.push(Maskable { name, shape });
+        let role = match name.as_str() {
+            "conv.weight" => Role::First,
+            "fc.weight" => Role::Last,
+            _ => Role::Inner,
+        };
+        net.layers.push(Maskable { name, shape, role });
     };
     push("conv.weight".into(), vec![width, channels, 3, 3], image * image);
     let (mut c, mut side) = (width, image);

@@ -3,7 +3,7 @@
 use super::{density, sparsity};
 use crate::nets::{self, resnet};
 use proptest::prelude::*;
-use sparse_engine::sparsity::{Draw, Maskable, Method, draw_masks, layer_counts, layer_densities};
+use sparse_engine::sparsity::{Draw, Maskable, Method, Ratio, draw_masks, layer_counts, layer_densities};
 
 /// The loop of paper section 1.4 in plain f64, written a second time.
 fn erk_in_f64(layers: &[Maskable], d: f64) -> Vec<f64> {
@@ -52,10 +52,10 @@ fn decimals() -> impl Strategy<Value = f64> {
 }
 
 /// Counts of neighbouring densities, layer by layer: how many fell, and by how much at most.
-fn falls(layers: &[Maskable], method: Method, steps_per_one: u32, steps: std::ops::Range<u32>) -> (usize, usize) {
+fn falls(layers: &[Maskable], ratio: &Ratio, steps_per_one: u32, steps: std::ops::Range<u32>) -> (usize, usize) {
     let counts = |k: u32| {
         let d: f64 = format!("{}e-8", u64::from(k) * (100_000_000 / u64::from(steps_per_one))).parse().unwrap();
-        layer_counts(layers, method, density(d)).unwrap()
+        layer_counts(layers, &ratio, density(d)).unwrap()
     };
     let (mut number, mut most) = (0, 0);
     let mut before = counts(steps.start);
@@ -73,10 +73,10 @@ fn falls(layers: &[Maskable], method: Method, steps_per_one: u32, steps: std::op
 #[test]
 fn resnet20_nests_on_every_grid_that_is_not_finer_than_a_weight_a_layer() {
     let net = resnet(20, 16, 3, 10, 32);
-    assert_eq!(falls(&net.layers, Method::Erk, 4000, 4..4000), (0, 0)); // 0.00025 apart
-    assert_eq!(falls(&net.layers, Method::Uniform, 400, 1..400), (0, 0)); // 0.0025 apart
-    let few = draw_masks(&net.layers, Method::Erk, sparsity(0.95), Draw::Exact, 5).unwrap();
-    let many = draw_masks(&net.layers, Method::Erk, sparsity(0.9), Draw::Exact, 5).unwrap();
+    assert_eq!(falls(&net.layers, &Ratio::ERK, 4000, 4..4000), (0, 0)); // 0.00025 apart
+    assert_eq!(falls(&net.layers, &Ratio::Uniform, 400, 1..400), (0, 0)); // 0.0025 apart
+    let few = draw_masks(&net.layers, &Ratio::ERK, sparsity(0.95), Draw::Exact, 5).unwrap();
+    let many = draw_masks(&net.layers, &Ratio::ERK, sparsity(0.9), Draw::Exact, 5).unwrap();
     assert!(few.iter().zip(&many).all(|(few, many)| nets::contains(many, few)));
     assert!(few.iter().zip(&many).any(|(few, many)| !nets::contains(few, many)));
 }
@@ -85,9 +85,9 @@ fn resnet20_nests_on_every_grid_that_is_not_finer_than_a_weight_a_layer() {
 fn budgets_one_weight_apart_show_the_alabama_paradox() {
     // Why the documentation of `draw_masks` promises no more than it does.
     let net = resnet(20, 16, 3, 10, 32);
-    for method in [Method::Uniform, Method::Erk] {
-        let (number, most) = falls(&net.layers, method, 1_000_000, 100_000..101_000);
-        assert!(number > 0 && most == 1, "{method}: {number} falls, by {most} at most");
+    for ratio in [Ratio::Uniform, Ratio::ERK] {
+        let (number, most) = falls(&net.layers, &ratio, 1_000_000, 100_000..101_000);
+        assert!(number > 0 && most == 1, "{ratio:?}: {number} falls, by {most} at most");
     }
 }
 
@@ -96,7 +96,7 @@ proptest! {
 
     #[test]
     fn densities_follow_the_formula(layers in networks(), d in decimals()) {
-        let got = layer_densities(&layers, Method::Erk, density(d)).unwrap();
+        let got = layer_densities(&layers, &Ratio::ERK, density(d)).unwrap();
         for ((got, want), layer) in got.iter().zip(erk_in_f64(&layers, d)).zip(&layers) {
             prop_assert!((got - want).abs() <= 1e-9 * want, "{}: got {}, want {}", layer.name, got, want);
         }
@@ -107,10 +107,10 @@ proptest! {
 
     #[test]
     fn counts_meet_the_budget_and_their_targets(layers in networks(), d in decimals(), erk: bool) {
-        let method = if erk { Method::Erk } else { Method::Uniform };
+        let ratio = if erk { Ratio::ERK } else { Ratio::Uniform };
         let all: u64 = layers.iter().map(|l| l.size() as u64).sum();
-        let densities = layer_densities(&layers, method, density(d)).unwrap();
-        match layer_counts(&layers, method, density(d)) {
+        let densities = layer_densities(&layers, &ratio, density(d)).unwrap();
+        match layer_counts(&layers, &ratio, density(d)) {
             Ok(counts) => {
                 prop_assert_eq!(counts.iter().sum::<usize>() as u64, density(d).budget(all));
                 for ((&count, &d), layer) in counts.iter().zip(&densities).zip(&layers) {
@@ -119,7 +119,7 @@ proptest! {
                     prop_assert!(d < 1.0 || count == layer.size());
                 }
                 for draw in [Draw::Exact, Draw::Bernoulli] {
-                    let Ok(masks) = draw_masks(&layers, method, density(d), draw, 11) else {
+                    let Ok(masks) = draw_masks(&layers, &ratio, density(d), draw, 11) else {
                         prop_assert!(draw == Draw::Bernoulli);
                         continue;
                     };
@@ -139,7 +139,7 @@ proptest! {
                 let named = layers.iter().position(|l| text.contains(&format!("layer {} ", l.name)));
                 prop_assert!(named.is_some_and(|l| densities[l] * (layers[l].size() as f64) < 1.0), "{}", text);
                 let enough = text.split("from density ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
-                prop_assert!(layer_counts(&layers, method, density(enough)).is_ok(), "{}", text);
+                prop_assert!(layer_counts(&layers, &ratio, density(enough)).is_ok(), "{}", text);
             }
         }
     }
@@ -147,14 +147,14 @@ proptest! {
     /// What the documentation of `draw_masks` says about nesting.
     #[test]
     fn nesting(layers in networks(), a in decimals(), b in decimals(), erk: bool, seed: u64) {
-        let method = if erk { Method::Erk } else { Method::Uniform };
+        let ratio = if erk { Ratio::ERK } else { Ratio::Uniform };
         let (low, high) = (a.min(b), a.max(b));
-        let few = layer_densities(&layers, method, density(low)).unwrap();
-        let many = layer_densities(&layers, method, density(high)).unwrap();
+        let few = layer_densities(&layers, &ratio, density(low)).unwrap();
+        let many = layer_densities(&layers, &ratio, density(high)).unwrap();
         prop_assert!(few.iter().zip(&many).all(|(f, m)| *f <= m * (1.0 + 1e-12)));
         for draw in [Draw::Exact, Draw::Bernoulli] {
-            let few = draw_masks(&layers, method, density(low), draw, seed);
-            let many = draw_masks(&layers, method, density(high), draw, seed);
+            let few = draw_masks(&layers, &ratio, density(low), draw, seed);
+            let many = draw_masks(&layers, &ratio, density(high), draw, seed);
             let (Ok(few), Ok(many)) = (few, many) else { continue };
             for (few, many) in few.iter().zip(&many) {
                 let rise = (many.density - few.density) * few.size() as f64;

@@ -7,7 +7,7 @@ mod nets;
 
 use nets::resnet;
 use sparse_engine::sparsity::{
-    Density, Draw, Mask, Maskable, Method, draw_masks, layer_counts, layer_densities, mask_hash,
+    Density, Draw, Mask, Maskable, Method, Ratio, draw_masks, layer_counts, layer_densities, mask_hash,
 };
 
 fn density(written: f64) -> Density {
@@ -39,7 +39,7 @@ fn erk_epsilons_of_section_6() {
     ] {
         let net = resnet(depth, 16, 3, 10, 32);
         for (s, want) in GRID.into_iter().zip(want) {
-            let densities = layer_densities(&net.layers, Method::Erk, sparsity(s)).unwrap();
+            let densities = layer_densities(&net.layers, &Ratio::ERK, sparsity(s)).unwrap();
             close(epsilon(&net.layers, &densities), want, 0.5e-4 + 1e-9, &format!("ResNet-{depth} at {s}"));
         }
     }
@@ -60,7 +60,7 @@ fn erk_densities_of_resnet20() {
     ];
     let net = resnet(20, 16, 3, 10, 32);
     for (column, s) in GRID.into_iter().enumerate() {
-        for (layer, got) in net.layers.iter().zip(layer_densities(&net.layers, Method::Erk, sparsity(s)).unwrap()) {
+        for (layer, got) in net.layers.iter().zip(layer_densities(&net.layers, &Ratio::ERK, sparsity(s)).unwrap()) {
             let (_, want) = table.iter().find(|(shape, _)| *shape == layer.shape).unwrap();
             close(got, want[column], 0.5e-6 + 1e-9, &format!("{} at {s}", layer.name));
         }
@@ -77,10 +77,10 @@ fn erk_flop_ratios_of_section_6() {
         let net = resnet(depth, 16, 3, 10, 32);
         let dense: u64 = net.macs.iter().sum();
         for (s, want) in GRID.into_iter().zip(want) {
-            let by_formula = layer_densities(&net.layers, Method::Erk, sparsity(s)).unwrap();
+            let by_formula = layer_densities(&net.layers, &Ratio::ERK, sparsity(s)).unwrap();
             let by_formula: f64 = by_formula.iter().zip(&net.macs).map(|(d, &m)| d * m as f64).sum();
             close(by_formula / dense as f64, want, 0.5e-4 + 1e-9, &format!("ResNet-{depth} at {s}, formula"));
-            let counts = layer_counts(&net.layers, Method::Erk, sparsity(s)).unwrap();
+            let counts = layer_counts(&net.layers, &Ratio::ERK, sparsity(s)).unwrap();
             let realised: u64 =
                 counts.iter().zip(&net.layers).zip(&net.macs).map(|((&n, l), m)| m / l.size() as u64 * n as u64).sum();
             // Each layer's count is less than one weight from its target.
@@ -107,25 +107,25 @@ fn budgets_hold_exactly_for_any_decimal() {
         (Density::ONE, all),
     ] {
         assert_eq!(d.budget(all), want, "{d}");
-        for method in [Method::Uniform, Method::Erk] {
-            let masks = draw_masks(&net.layers, method, d, Draw::Exact, 3).unwrap();
-            assert_eq!(masks.iter().map(|m| m.nnz() as u64).sum::<u64>(), want, "{method} {d}");
+        for ratio in [Ratio::Uniform, Ratio::ERK] {
+            let masks = draw_masks(&net.layers, &ratio, d, Draw::Exact, 3).unwrap();
+            assert_eq!(masks.iter().map(|m| m.nnz() as u64).sum::<u64>(), want, "{ratio:?} {d}");
         }
     }
 }
 
 #[test]
 fn largest_remainder_by_hand_with_ties_in_layer_order() {
-    let layer = |name: &str, n: usize| Maskable { name: name.into(), shape: vec![n] };
+    let layer = |name: &str, n: usize| Maskable::new(name.into(), vec![n]);
     // Targets 0.5 * (5, 3, 9, 4) = 2.5, 1.5, 4.5, 2; 10.5 of 21 rounds to 11: two of the three halves, the first ones.
     let layers = [layer("a", 5), layer("b", 3), layer("c", 9), layer("d", 4)];
-    assert_eq!(layer_counts(&layers, Method::Uniform, density(0.5)).unwrap(), [3, 2, 4, 2]);
+    assert_eq!(layer_counts(&layers, &Ratio::Uniform, density(0.5)).unwrap(), [3, 2, 4, 2]);
     // 0.1 * (27, 37, 13, 23): remainders 0.7, 0.7, 0.3, 0.3, equal in decimal though not in binary; 10 = 2+3+1+2 + 2.
     let layers = [layer("a", 27), layer("b", 37), layer("c", 13), layer("d", 23)];
-    assert_eq!(layer_counts(&layers, Method::Uniform, density(0.1)).unwrap(), [3, 4, 1, 2]);
+    assert_eq!(layer_counts(&layers, &Ratio::Uniform, density(0.1)).unwrap(), [3, 4, 1, 2]);
     // 0.1 * 2304 and 0.1 * 36864 both leave 0.4, which f64 tells apart; 18 * 0.4 + 0.4 = 7.6 -> 8.
     let layers: Vec<_> = (0..19).map(|l| layer(&l.to_string(), if l % 2 == 0 { 2304 } else { 36_864 })).collect();
-    let counts = layer_counts(&layers, Method::Uniform, density(0.1)).unwrap();
+    let counts = layer_counts(&layers, &Ratio::Uniform, density(0.1)).unwrap();
     for (l, count) in counts.into_iter().enumerate() {
         let floor = if l % 2 == 0 { 230 } else { 3686 };
         assert_eq!(count, floor + usize::from(l < 8), "layer {l}");
@@ -137,38 +137,38 @@ fn degenerate_networks() {
     let net = resnet(8, 4, 1, 10, 28);
     // Density 1, and all but 1, make every layer dense without an index.
     for d in [Density::ONE, sparsity(1e-20), density(0.9999999999999999)] {
-        for method in [Method::Dense, Method::Uniform, Method::Erk] {
+        for ratio in [Ratio::Dense, Ratio::Uniform, Ratio::ERK] {
             for draw in [Draw::Exact, Draw::Bernoulli] {
-                let masks = draw_masks(&net.layers, method, d, draw, 0).unwrap();
-                assert!(masks.iter().all(|m| m.kept.is_none() && m.nnz() == m.size()), "{method} {draw}");
+                let masks = draw_masks(&net.layers, &ratio, d, draw, 0).unwrap();
+                assert!(masks.iter().all(|m| m.kept.is_none() && m.nnz() == m.size()), "{ratio:?} {draw}");
             }
         }
     }
     // The dense method ignores the density; one layer takes it all; equal scores become dense together.
     assert!(
-        draw_masks(&net.layers, Method::Dense, density(0.001), Draw::Exact, 0)
+        draw_masks(&net.layers, &Ratio::Dense, density(0.001), Draw::Exact, 0)
             .unwrap()
             .iter()
             .all(|m| { m.kept.is_none() && m.density == 1.0 })
     );
-    let one = [Maskable { name: "fc".into(), shape: vec![10, 64] }];
-    assert_eq!(layer_densities(&one, Method::Erk, density(0.25)).unwrap(), [0.25]);
-    assert_eq!(layer_counts(&one, Method::Erk, density(0.25)).unwrap(), [160]);
-    assert!(draw_masks(&[], Method::Erk, density(0.5), Draw::Exact, 0).unwrap().is_empty());
+    let one = [Maskable::new("fc".into(), vec![10, 64])];
+    assert_eq!(layer_densities(&one, &Ratio::ERK, density(0.25)).unwrap(), [0.25]);
+    assert_eq!(layer_counts(&one, &Ratio::ERK, density(0.25)).unwrap(), [160]);
+    assert!(draw_masks(&[], &Ratio::ERK, density(0.5), Draw::Exact, 0).unwrap().is_empty());
     // Nothing that is no tensor, nothing that stands twice, nothing that 32-bit positions do not reach.
     for shape in [vec![], vec![3, 0], vec![1 << 16, 1 << 16], vec![usize::MAX, usize::MAX]] {
-        let e = layer_counts(&[Maskable { name: "odd".into(), shape }], Method::Erk, density(0.5)).unwrap_err();
+        let e = layer_counts(&[Maskable::new("odd", shape)], &Ratio::ERK, density(0.5)).unwrap_err();
         assert!(e.exit_code() == 2 && e.to_string().contains("odd"), "{e}");
     }
-    let e = layer_counts(&[one[0].clone(), one[0].clone()], Method::Erk, density(0.5)).unwrap_err();
+    let e = layer_counts(&[one[0].clone(), one[0].clone()], &Ratio::ERK, density(0.5)).unwrap_err();
     assert!(e.to_string().contains("fc stands twice"), "{e}");
 }
 
 #[test]
 fn a_layer_that_would_die_is_named() {
     let net = resnet(20, 16, 3, 10, 32);
-    for (method, d, target) in [(Method::Uniform, 0.0005, "5.00e-4"), (Method::Erk, 0.0001, "9.49e-4")] {
-        let e = draw_masks(&net.layers, method, density(d), Draw::Exact, 0).unwrap_err();
+    for (ratio, d, target) in [(Ratio::Uniform, 0.0005, "5.00e-4"), (Ratio::ERK, 0.0001, "9.49e-4")] {
+        let e = draw_masks(&net.layers, &ratio, density(d), Draw::Exact, 0).unwrap_err();
         assert_eq!(e.exit_code(), 2);
         let text = e.to_string();
         assert!(
@@ -177,12 +177,12 @@ fn a_layer_that_would_die_is_named() {
         );
         assert!(text.contains(target) && text.contains(&format!("density of {d};")), "{text}");
     }
-    let text = layer_counts(&net.layers, Method::Uniform, density(0.0005)).unwrap_err().to_string();
+    let text = layer_counts(&net.layers, &Ratio::Uniform, density(0.0005)).unwrap_err().to_string();
     assert!(text.contains("from density 0.002315 (sparsity 0.997685) on"), "{text}"); // 1/432, rounded up
-    assert!(layer_counts(&net.layers, Method::Uniform, density(0.002315)).is_ok());
+    assert!(layer_counts(&net.layers, &Ratio::Uniform, density(0.002315)).is_ok());
 
     let failures = (0..200)
-        .filter_map(|seed| draw_masks(&net.layers, Method::Uniform, density(0.01), Draw::Bernoulli, seed).err());
+        .filter_map(|seed| draw_masks(&net.layers, &Ratio::Uniform, density(0.01), Draw::Bernoulli, seed).err());
     let failures: Vec<_> = failures.map(|e| e.to_string()).collect();
     // P(432, 512 or 640 positions all pruned at 1 %) = 1.3 + 0.6 + 0.2 %: about 4 of 200.
     assert!((1..15).contains(&failures.len()), "{failures:?}");

@@ -10,7 +10,7 @@ use crate::bench::phases::Watched;
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, Stream};
 use crate::shape::BlockShape;
-use crate::sparsity::{Density, Draw, Maskable, Method, draw_patterns};
+use crate::sparsity::{Density, Draw, Maskable, Ratio, draw_patterns};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -94,9 +94,8 @@ impl<B: Backend> Layer<B> {
             ParamId(spec.params.len() as u32 - 1)
         };
         let shape = [g.k, g.c, g.r, g.s].map(|v| v as usize).to_vec();
-        let tensor = Maskable { name: "layer".into(), shape: shape.clone() };
-        let method = if density == Density::ONE { Method::Dense } else { Method::Uniform };
-        let mask = draw_patterns(&[tensor], method, density, case.pattern, Draw::Exact, case.seed)?.remove(0);
+        let tensor = Maskable::new("layer", shape.clone());
+        let mask = draw_patterns(&[tensor], &Ratio::Uniform, density, case.pattern, Draw::Exact, case.seed)?.remove(0);
         let block = mask.block;
         let weight = param(shape, mask.kept, block);
         let bias = (case.op == Op::Linear).then(|| param(vec![g.k as usize], None, None));
