@@ -1,6 +1,6 @@
 //! Learning-rate schedules. The SGD step itself is a backend operation ([`crate::backend::Backend::sgd`]).
 
-use crate::config::Schedule;
+use crate::config::{Schedule, WarmupBy};
 use crate::error::{Error, Result};
 
 /// The learning rate of every step of a run.
@@ -16,6 +16,8 @@ pub struct LearningRate {
     pub epochs: u64,
     /// Epochs of linear warm-up; may be fractional.
     pub warmup_epochs: f64,
+    /// When the rate rises in it.
+    pub warmup_by: WarmupBy,
 }
 
 impl LearningRate {
@@ -42,7 +44,7 @@ impl LearningRate {
     }
 
     /// Rate of step `step`, counted from 0. During a warm-up of W steps, the schedule's rate times (step + 1) / (W + 1),
-    /// so that step W is the first with the full rate (the reference ramps by epochs in the same way).
+    /// so that step W is the first with the full rate; by epochs, as the released ImageNet code, the same of epochs.
     pub fn at(&self, step: u64) -> f64 {
         let base = match &self.schedule {
             Schedule::MultiStep { milestones, gamma } => {
@@ -54,8 +56,11 @@ impl LearningRate {
                 self.lr * 0.5 * (1.0 + (std::f64::consts::PI * share).cos())
             }
         };
-        let warmup = (self.warmup_epochs * self.steps_per_epoch as f64).round();
-        if (step as f64) < warmup { base * (step + 1) as f64 / (warmup + 1.0) } else { base }
+        let (at, warmup) = match self.warmup_by {
+            WarmupBy::Step => (step, (self.warmup_epochs * self.steps_per_epoch as f64).round()),
+            WarmupBy::Epoch => (step / self.steps_per_epoch, self.warmup_epochs),
+        };
+        if (at as f64) < warmup { base * (at + 1) as f64 / (warmup + 1.0) } else { base }
     }
 }
 
@@ -64,7 +69,7 @@ mod tests {
     use super::*;
 
     fn rate(schedule: Schedule, warmup_epochs: f64) -> LearningRate {
-        LearningRate { lr: 0.1, schedule, steps_per_epoch: 10, epochs: 160, warmup_epochs }
+        LearningRate { lr: 0.1, schedule, steps_per_epoch: 10, epochs: 160, warmup_epochs, warmup_by: WarmupBy::Step }
     }
 
     #[test]
@@ -91,5 +96,16 @@ mod tests {
         assert!((r.at(4) - r.lr * 5.0 / 6.0).abs() <= 1e-4);
         assert!((r.at(800) - 0.05).abs() <= 1e-12);
         assert!(r.at(1599) > 0.0 && r.at(1599) < 1e-6);
+    }
+    #[test]
+    fn a_warm_up_by_epochs_is_that_of_the_released_code() {
+        let r = LearningRate { warmup_by: WarmupBy::Epoch, ..rate(Schedule::Cosine, 5.0) };
+        for epoch in 0..5 {
+            for step in [10 * epoch, 10 * epoch + 9] {
+                let full = LearningRate { warmup_epochs: 0.0, ..r.clone() }.at(step);
+                assert!((r.at(step) - full * (epoch + 1) as f64 / 6.0).abs() <= 1e-15, "step {step}");
+            }
+        }
+        assert_eq!(r.at(50), LearningRate { warmup_epochs: 0.0, ..r.clone() }.at(50));
     }
 }

@@ -206,7 +206,7 @@ impl fmt::Display for Network {
     }
 }
 
-/// Parameters without weight decay. Here, because a configuration names it and knows no network.
+/// Parameters without weight decay. Here, as what follows, because a configuration names it and knows no network.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Exempt {
@@ -218,6 +218,34 @@ pub enum Exempt {
     /// As the paper's code for ImageNet, which exempts what has "bn" in its name: the scale and shift of each batch norm but
     /// those of shortcuts, which it calls "downsample.1"; the linear layer's bias decays.
     Released,
+}
+
+/// Which fan a Kaiming-normal weight starts by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Fan {
+    /// As the network has it (paper sections 2.1 to 2.3: fan_in for the ResNets, fan_out for VGG).
+    #[default]
+    Standard,
+    /// Inputs of one output, C*R*S.
+    FanIn,
+    /// Outputs of one input, K*R*S: the released ImageNet code's default ("classic").
+    FanOut,
+}
+
+/// How masks widen the distribution that Kaiming-normal weights start from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum InitScale {
+    /// Not at all: as the dense network.
+    #[default]
+    None,
+    /// Deviation sqrt(2 / (1 + 0.01^2)) / sqrt(fan * D) with the density D of the whole network, convolutions and linear
+    /// layers alike (the released CIFAR code's `--scaled`).
+    Density,
+    /// Deviation sqrt(2 / (fan * d)) with the density d that each masked convolution has got (the released ImageNet code's
+    /// `--scale-fan`).
+    LayerDensity,
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 
 mod device;
 mod evaluation;
+mod masks;
 mod on_device;
 mod plan;
 mod run;
@@ -13,6 +14,7 @@ use crate::backend::cpu::plan::Plan;
 use crate::backend::cpu::{CpuBackend, Isa};
 use crate::backend::gpu::{self, Driver, GpuBackend, GpuPlan, SizesOnly, cuda::Cuda};
 use crate::backend::{Backend, Spec};
+use crate::checkpoint::GivenWeights;
 use crate::config::Config;
 use crate::data::ImageShape;
 use crate::error::Result;
@@ -21,7 +23,7 @@ use crate::report::{Score, Summary};
 use crate::sparsity::Mask;
 use device::DeviceFed;
 use plan::{GpuPlanFile, PlanFile};
-use run::{Prepared, Run, resumed};
+use run::{Prepared, Run, resumed, saved_masks};
 use setup::Setup;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -178,7 +180,7 @@ pub fn train(config: &Config, options: &Options, observer: &mut dyn Observer) ->
     match options.on.of_run(options)? {
         Device::Auto | Device::Cpu => {
             let cpu = |spec: Spec, plan: Option<&Plan>| CpuBackend::with_plan(spec, threads, Isa::detect(), plan);
-            let setup = Setup::new(config)?;
+            let setup = Setup::new(config, saved_masks(config, options)?.as_ref(), threads)?;
             let state = resumed(&setup, options)?;
             Run::new(&setup, options, state, host_fed(&setup, options, cpu)?)?.finish(observer)
         }
@@ -201,7 +203,7 @@ fn on_gpu<D: Driver>(
     open: &dyn Fn() -> Result<D>,
     observer: &mut dyn Observer,
 ) -> Result<Summary> {
-    let setup = Setup::new(config)?;
+    let setup = Setup::new(config, saved_masks(config, options)?.as_ref(), options.threads)?;
     let state = resumed(&setup, options)?;
     let file = plan::gpu_plan_of_run(options)?;
     let (precision, scale) = options.on.numbers(file.as_ref().map(GpuPlanFile::named))?;
@@ -248,13 +250,33 @@ fn host_fed<'a, B: Backend<Real = f32>>(
     Ok(Prepared { trainer, bytes_dense, plan, gpu_plan: None, planned })
 }
 
-/// The network and the masks of a configuration: what [`train`] would train.
-///
-/// # Errors
-/// Data, network or masks that cannot be had.
-pub fn network(config: &Config) -> Result<(Graph, Vec<Mask>)> {
-    let Setup { graph, masks, .. } = Setup::new(config)?;
-    Ok((graph, masks))
+/// A network as [`train`] would begin with it.
+pub struct Beginning {
+    /// The network.
+    pub graph: Graph,
+    /// Its masks, in the order of [`Graph::maskable`].
+    pub masks: Vec<Mask>,
+    given: Option<GivenWeights>,
+    seed: u64,
+}
+
+impl Beginning {
+    /// Draws masks and looks at the data, where there are scores at the images.
+    ///
+    /// # Errors
+    /// Data, network, masks or initial values that cannot be had.
+    pub fn of(config: &Config, threads: usize) -> Result<Self> {
+        let Setup { graph, masks, given, .. } = Setup::new(config, None, workers(threads))?;
+        Ok(Beginning { graph, masks, given, seed: config.seed.init })
+    }
+
+    /// Initial values of all parameters, dense: those of pruned weights too.
+    ///
+    /// # Errors
+    /// A file of initial values that lacks those of pruned weights.
+    pub fn values(&self) -> Result<Vec<Vec<f32>>> {
+        masks::initial(&self.graph, self.given.as_ref(), self.seed)
+    }
 }
 
 /// Threads asked for, or one a core: the loader takes a 0 for "none".

@@ -2,8 +2,10 @@
 //! `docs/formats.md`.
 
 mod file;
+mod given;
 
 use crate::config::Config;
+pub use given::{GivenWeights, read_masks, read_weights, write_masks, write_weights};
 pub use crate::graph::{NetState, NormState, ParamState};
 use crate::report::{DataInfo, Engine, Score};
 use serde::{Deserialize, Serialize};

@@ -2,13 +2,16 @@
 
 mod bench;
 mod blocks;
+mod configured;
 mod device;
 mod eval;
 mod format;
 pub mod inspect;
+mod mask;
 pub mod network;
 mod plan_text;
 mod progress;
+mod recipes;
 mod selftest;
 mod signals;
 mod table;
@@ -42,6 +45,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     Bench(bench::BenchArgs),
     Tune(tune::TuneArgs),
+    Recipes(recipes::RecipesArgs),
+    Mask(mask::MaskArgs),
     Selftest(selftest::SelftestArgs),
 }
 
@@ -60,6 +65,8 @@ pub fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Tune(args) => tune::run(args),
+        Command::Recipes(args) => recipes::run(args),
+        Command::Mask(args) => mask::run(args),
         Command::Selftest(args) => selftest::run(args),
     };
     match done {

@@ -1,9 +1,10 @@
 //! `sparse-engine train`.
 
+use super::configured::Configured;
 use super::device::DeviceArgs;
 use super::progress::Progress;
 use super::signals;
-use crate::config::{self, Config, Overrides, RECIPES};
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::report::RunDir;
 use crate::train::{self, Options};
@@ -17,30 +18,10 @@ use std::time::Duration;
 ///
 /// Ctrl-C, SIGTERM or SIGUSR1 finish the step, write a checkpoint and end with exit code 75; a second one ends at once.
 #[derive(clap::Args)]
-#[command(after_help = after_help())]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct TrainArgs {
-    /// Built-in recipe to start from [default: fashion-mnist-resnet20]
-    #[arg(long, value_name = "NAME")]
-    recipe: Option<String>,
-    /// TOML file over the recipe; RUN/config.toml repeats a run
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
-    /// One key of the configuration, such as sparsity=0.95 or schedule.kind=cosine; repeatable
-    #[arg(long, value_name = "KEY=VALUE")]
-    set: Vec<String>,
-    /// Data set: a file or a folder (IDX, CIFAR-10, CIFAR-100, .npz); its kind is recognised [default: the recipe's]
-    #[arg(long, value_name = "PATH")]
-    data: Option<String>,
-    /// What masks are made of: unstructured, or block:RxC, blocks of R output x C input channels; on a GPU
-    /// pruned blocks are skipped if R and C are multiples of 16 [default: the recipe's]
-    #[arg(long, value_name = "PATTERN")]
-    pattern: Option<String>,
-    /// Epochs; milestones and warm-up scale with them [default: the recipe's]
-    #[arg(long, value_name = "N")]
-    epochs: Option<u64>,
-    /// Seed of initial values, masks and data order [default: the recipe's]
-    #[arg(long, value_name = "N")]
-    seed: Option<u64>,
+    #[command(flatten)]
+    configured: Configured,
     /// How each layer runs: a plan of sparse-engine tune for the CPU, a run's plan-cuda.json for a GPU; results change in
     /// rounding [default: by rule]
     #[arg(long, value_name = "FILE")]
@@ -64,19 +45,14 @@ pub(super) struct TrainArgs {
     quiet: bool,
 }
 
-fn after_help() -> String {
-    let mut text = String::from("Recipes:\n");
-    for recipe in RECIPES {
-        text.push_str(&format!("  {:24}{}\n", recipe.name, recipe.about));
-    }
-    text.push_str(
-        "\nExamples:\n  sparse-engine train --epochs 10 --set sparsity=0.95 --seed 1\n  \
-         sparse-engine train --set method=dense\n  \
-         sparse-engine train --recipe cifar10-resnet20 --data cifar-10-batches-bin --out runs/c10 --resume auto\n\n\
-         Keys of the configuration: docs/config.md. Files of a run: docs/formats.md.",
-    );
-    text
-}
+const AFTER_HELP: &str = "Examples:
+  sparse-engine train --epochs 10 --set sparsity=0.95 --seed 1
+  sparse-engine train --set method=dense
+  sparse-engine train --recipe cifar10-resnet20 --data cifar-10-batches-bin --out runs/c10 --resume auto
+  sparse-engine train --set model=my-network.toml
+
+sparse-engine recipes lists what --recipe takes. Keys of the configuration: docs/config.md; networks of your own:
+docs/networks.md; files of a run: docs/formats.md.";
 
 fn minutes(text: &str) -> std::result::Result<Duration, String> {
     let minutes: f64 = text.parse().map_err(|_| "wanted a number of minutes".to_string())?;
@@ -129,7 +105,7 @@ fn job(args: &TrainArgs) -> Result<Job> {
     match (&args.resume, &args.out) {
         (Some(word), Some(out)) if word.as_os_str() == "auto" => {
             let run = RunDir::at(out);
-            let config = args.resolve()?.config;
+            let config = args.configured.resolve()?.config;
             if !run.last().exists() {
                 let new = run.prepare(true)?;
                 return Ok(Job { config, run, resume: false, new });
@@ -156,7 +132,7 @@ fn job(args: &TrainArgs) -> Result<Job> {
             Ok(Job { config: run.load_config()?, run, resume: true, new: false })
         }
         (None, out) => {
-            let resolved = args.resolve()?;
+            let resolved = args.configured.resolve()?;
             let run = match out {
                 Some(out) => RunDir::at(out),
                 None => RunDir::unused(Path::new(RUNS), &resolved.run_name()),
@@ -168,38 +144,10 @@ fn job(args: &TrainArgs) -> Result<Job> {
 }
 
 impl TrainArgs {
-    fn resolve(&self) -> Result<config::Resolved> {
-        let overrides = Overrides {
-            set: self.set.clone(),
-            data: self.data.clone(),
-            pattern: self.pattern.clone(),
-            epochs: self.epochs,
-            seed: self.seed,
-        };
-        let mut resolved = config::resolve(self.recipe.as_deref(), self.config.as_deref(), &overrides)?;
-        // A run is evaluated and resumed from any folder.
-        let data = &mut resolved.config.data;
-        if !data.starts_with("builtin:")
-            && let Ok(path) = std::path::absolute(&*data)
-        {
-            *data = path.to_string_lossy().into_owned();
-        }
-        Ok(resolved)
-    }
-
     /// A run goes on as it began.
     fn refuse_changes(&self, run: &Path) -> Result<()> {
-        let given = [
-            ("--recipe", self.recipe.is_some()),
-            ("--config", self.config.is_some()),
-            ("--set", !self.set.is_empty()),
-            ("--data", self.data.is_some()),
-            ("--pattern", self.pattern.is_some()),
-            ("--epochs", self.epochs.is_some()),
-            ("--seed", self.seed.is_some()),
-            ("--out", self.out.is_some()),
-        ];
-        let names: Vec<_> = given.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
+        let mut names = self.configured.given();
+        names.extend(self.out.is_some().then_some("--out"));
         if names.is_empty() {
             return Ok(());
         }

@@ -11,7 +11,7 @@ use crate::graph::Graph;
 use crate::models;
 use crate::report::{Machine, write_plan};
 use crate::sparsity::Mask;
-use crate::train;
+use crate::train::Beginning;
 use crate::tune::costs::{Costs, Crossover, DENSITIES, costs};
 use crate::tune::{Config, Report, Tuned, tune};
 use std::io::{IsTerminal, Write};
@@ -137,7 +137,7 @@ impl TuneArgs {
         let asked = Overrides { set: self.set.clone(), data: self.data.clone(), ..Overrides::default() };
         if self.recipe.is_some() || self.config.is_some() || !asked.is_empty() {
             let c = config::resolve(self.recipe.as_deref(), self.config.as_deref(), &asked)?.config;
-            let (graph, masks) = train::network(&c)?;
+            let Beginning { graph, masks, .. } = Beginning::of(&c, 0)?;
             let (network, method, density) = (c.network(), c.method, c.target()?);
             let head = format!("{network}, on images of {}\n{method}, density {density}\n", c.data);
             return Ok(Job { head, graph, masks, batch: c.batch_size });

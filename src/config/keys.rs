@@ -20,6 +20,8 @@ enum Kind {
     Count { min: i64, max: i64 },
     Number(Range),
     Numbers(Range),
+    /// A table of numbers under names that are the user's.
+    Named(Range),
 }
 
 /// Finite numbers for which `ok` holds.
@@ -34,6 +36,21 @@ const FROM_0_BELOW_1: Range = Range { wanted: "in [0, 1)", ok: |v| (0.0..1.0).co
 const ABOVE_0_TO_1: Range = Range { wanted: "in (0, 1]", ok: |v| v > 0.0 && v <= 1.0 };
 const ANY: Range = Range { wanted: "that are finite", ok: |_| true };
 
+/// [`crate::sparsity::Method`] by its names.
+const METHODS: &[&str] = &[
+    "dense",
+    "uniform",
+    "uniform-plus",
+    "er",
+    "erk",
+    "erk-plus",
+    "snip",
+    "grasp",
+    "global-magnitude",
+    "custom",
+    "file",
+];
+
 const fn key(name: &'static str, kind: Kind) -> Key {
     Key { name, kind }
 }
@@ -45,23 +62,42 @@ const SEED: Kind = Kind::Count { min: 0, max: i64::MAX };
 /// later arithmetic from overflowing, nothing else.
 pub(super) static KEYS: &[Key] = &[
     key("model", Kind::Text),
+    key("network_toml", Kind::Text),
     key("width", Kind::Count { min: 1, max: crate::shape::MAX_WIDTH as i64 }),
     key("data", Kind::Text),
     key("validation", Kind::Count { min: 0, max: u32::MAX as i64 }),
     key("selection", Kind::Choice(&["last", "best-val", "best-test"])),
-    key("method", Kind::Choice(&["dense", "uniform", "uniform-plus", "er", "erk", "erk-plus"])),
+    key("method", Kind::Choice(METHODS)),
     key("density", Kind::Number(ABOVE_0_TO_1)),
     key("sparsity", Kind::Number(FROM_0_BELOW_1)),
+    key("erk_power", Kind::Number(ABOVE_0)),
+    key("last_density", Kind::Number(ABOVE_0_TO_1)),
+    key("custom.rest", Kind::Choice(&["uniform", "er", "erk"])),
+    key("custom.layers", Kind::Named(ABOVE_0_TO_1)),
+    key("mask", Kind::Text),
+    key("positions", Kind::Choice(&["draw", "keep"])),
+    key("score_init", Kind::Choice(&["own", "xavier"])),
+    key("score_samples", Kind::Count { min: 1, max: 1_000_000 }),
+    key("score_samples_per_class", Kind::Count { min: 1, max: 1_000_000 }),
+    key("score_halves", Kind::Choice(&["class", "alternate"])),
+    key("score_temperature", Kind::Number(ABOVE_0)),
+    key("score_augment", Kind::Switch),
     key("mask_draw", Kind::Choice(&["exact", "bernoulli"])),
     key("pattern", Kind::Pattern),
+    key("init", Kind::Text),
+    key("init_mode", Kind::Choice(&["standard", "fan-in", "fan-out"])),
+    key("init_scale", Kind::Choice(&["none", "density", "layer-density"])),
     key("epochs", Kind::Count { min: 1, max: 1_000_000 }),
     key("batch_size", Kind::Count { min: 1, max: 1_000_000 }),
     key("lr", Kind::Number(ABOVE_0)),
     key("momentum", Kind::Number(FROM_0_BELOW_1)),
     key("nesterov", Kind::Switch),
     key("weight_decay", Kind::Number(FROM_0)),
+    key("weight_decay_exempt", Kind::Choice(&["none", "by-kind", "released"])),
     key("label_smoothing", Kind::Number(FROM_0_BELOW_1)),
     key("warmup_epochs", Kind::Number(FROM_0)),
+    key("warmup_by", Kind::Choice(&["step", "epoch"])),
+    key("gradient_norm_every", Kind::Count { min: 0, max: 1_000_000_000 }),
     key("schedule.kind", Kind::Choice(&["multi-step", "cosine"])),
     key("schedule.milestones", Kind::Numbers(ABOVE_0)),
     key("schedule.gamma", Kind::Number(ABOVE_0)),
@@ -121,6 +157,7 @@ impl Key {
             Kind::Count { min, max } => format!("a whole number from {min} to {max}"),
             Kind::Number(range) => format!("a number {}", range.wanted),
             Kind::Numbers(range) => format!("a list of numbers {}", range.wanted),
+            Kind::Named(range) => format!("a table of numbers {}, such as {{ \"@first\" = 1.0 }}", range.wanted),
         }
     }
 
@@ -148,6 +185,10 @@ impl Key {
             (Kind::Number(range), v) => number(v, range),
             (Kind::Numbers(range), Value::Array(list)) => {
                 list.iter().map(|v| number(v, range)).collect::<Option<Vec<_>>>().map(Value::Array)
+            }
+            (Kind::Named(range), Value::Table(table)) => {
+                let numbers = table.iter().map(|(name, v)| Some((name.clone(), number(v, range)?)));
+                numbers.collect::<Option<toml::Table>>().filter(|t| !t.is_empty()).map(Value::Table)
             }
             _ => None,
         };

@@ -1,8 +1,10 @@
 //! Sources of configuration laid over each other, key by key: recipe, file, command line.
 
 use super::keys::{self, Key};
+use super::method::METHOD_KEYS;
 use crate::shape::Network;
 use std::collections::BTreeMap;
+use std::path::Path;
 use toml::{Table, Value};
 
 /// What one source says. A key whose value was refused is there without a value: its fault is noted, and checks that
@@ -33,6 +35,13 @@ impl Layer {
                 faults.push(format!("{}: line {line}: not valid TOML: {what}", layer.source));
             }
         }
+        layer
+    }
+
+    /// A table of keys.
+    pub(super) fn of(source: impl Into<String>, table: &Table, faults: &mut Faults) -> Self {
+        let mut layer = Layer::new(source);
+        layer.add_table("", table, faults);
         layer
     }
 
@@ -82,6 +91,28 @@ impl Layer {
             faults.push(format!("{}: {name}: {what}", self.source));
         }
         self.entries.insert(key.name, checked.ok());
+        if key.name == "model" {
+            self.read_network(faults);
+        }
+    }
+
+    /// A model that is a file of layers: its text becomes part of the configuration, so that a run needs no other file.
+    fn read_network(&mut self, faults: &mut Faults) {
+        let model = self.entries.get("model").and_then(|m| m.as_ref()?.as_str()).map(str::to_string);
+        let Some(path) = model.as_deref().map(Path::new).filter(|p| p.extension().is_some_and(|e| e == "toml")) else {
+            return;
+        };
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                self.entries.insert("model", Some(Value::String(name)));
+                self.entries.insert("network_toml", Some(Value::String(text)));
+            }
+            Err(e) => {
+                faults.push(format!("{}: model: {}: cannot read the network: {e}", self.source, path.display()));
+                self.entries.insert("model", None);
+            }
+        }
     }
 
     fn has(&self, name: &str) -> bool {
@@ -130,6 +161,15 @@ impl Merged {
         if layer.entries.get("method").is_some_and(|m| m.as_ref().is_some_and(|m| m.as_str() == Some("dense"))) {
             replaced.extend(["density", "sparsity"]);
         }
+        if changes("method", &layer) {
+            replaced.extend(METHOD_KEYS.iter().map(|(key, _)| *key));
+        }
+        if layer.entries.get("method").is_some_and(|m| m.as_ref().is_some_and(|m| m.as_str() == Some("file"))) {
+            replaced.extend(["density", "sparsity"]);
+        }
+        if layer.has("model") {
+            replaced.push("network_toml");
+        }
         if layer.has("seed.base") {
             replaced.extend(["seed.init", "seed.mask", "seed.data"]);
         }
@@ -140,7 +180,7 @@ impl Merged {
             replaced.extend(["preprocess.mean", "preprocess.std"]);
         }
         let network = layer.entries.get("model").and_then(|m| m.as_ref()?.as_str()?.parse::<Network>().ok());
-        if network.is_some_and(|n| n.standard_width().is_none()) {
+        if network.is_some_and(|n| n.standard_width().is_none()) || layer.has("network_toml") {
             replaced.push("width");
         }
         for name in replaced {
@@ -164,8 +204,11 @@ impl Merged {
         }
     }
 
-    /// The network, if its name is a good one.
+    /// The network, if it is a built-in one and its name is good.
     pub(super) fn network(&self) -> Option<Network> {
+        if self.has("network_toml") {
+            return None;
+        }
         self.text("model")?.parse().ok()
     }
 

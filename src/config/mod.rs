@@ -4,59 +4,25 @@
 //! [`Config`] of them, in which every key is explicit; it is written into the run directory, and read again it gives the
 //! same struct. The keys are described in `docs/config.md`.
 
+mod choices;
 mod keys;
 mod layers;
+mod method;
 mod recipes;
 mod resolve;
 
-pub use recipes::{DEFAULT as DEFAULT_RECIPE, RECIPES, Recipe};
+pub use choices::{Custom, Halves, Schedule, ScoreInit, Seeds, Selection, WarmupBy};
+pub use recipes::{DEFAULT as DEFAULT_RECIPE, Recipe, recipes};
 
 use crate::data::{Augment, Preprocess};
 use crate::error::{Error, Result};
-use crate::sparsity::{Density, Draw, Method, Pattern};
+use crate::shape::{Exempt, Fan, InitScale};
+use crate::sparsity::{Density, Draw, Method, Pattern, Positions, Ratio, Rest};
 use layers::{Layer, Merged};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::path::Path;
 use toml::Value;
-
-/// Learning-rate schedule.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
-pub enum Schedule {
-    /// `lr * gamma^(milestones passed)`, changed at the step nearest to the milestone.
-    MultiStep {
-        /// Epochs, counted for `epochs` of the file it stands in; scaled with `--epochs`.
-        milestones: Vec<f64>,
-        /// Factor at each milestone.
-        gamma: f64,
-    },
-    /// Half a cosine from lr to zero over the run, changed every step.
-    Cosine,
-}
-
-/// What `best` means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Selection {
-    /// Nothing is selected: the last epoch is the result.
-    Last,
-    /// The epoch of best validation accuracy (needs a validation split).
-    BestVal,
-    /// The epoch of best *test* accuracy: by name only, and marked in every table.
-    BestTest,
-}
-
-/// Seeds after derivation: three separate streams.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Seeds {
-    /// Initial values.
-    pub init: u64,
-    /// Masks.
-    pub mask: u64,
-    /// Data order and augmentation.
-    pub data: u64,
-}
 
 /// A fully resolved run: every key explicit. This is what `config.toml` in a run directory holds.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -68,6 +34,9 @@ pub struct Config {
     /// width only: all but the ResNets for small images.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub width: Option<usize>,
+    /// A network of your own, as TOML ([`crate::models::own_network`]); `model` is its name then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_toml: Option<String>,
     /// "builtin:fashion-mnist" or a path.
     pub data: String,
     /// Training images held back for validation, from the end of the training split.
@@ -82,11 +51,53 @@ pub struct Config {
     /// Sparsity as written.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sparsity: Option<f64>,
+    /// ERK's power scale.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub erk_power: Option<f64>,
+    /// Density of the last layer, of ERK+.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_density: Option<f64>,
+    /// Densities of layers, of method custom.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub custom: Option<Custom>,
+    /// File of masks, of method file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mask: Option<String>,
+    /// What becomes of the positions that a score chooses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub positions: Option<Positions>,
+    /// Weights that SNIP and GraSP score.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_init: Option<ScoreInit>,
+    /// Images that SNIP takes, in one batch.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_samples: Option<usize>,
+    /// Images of each class that GraSP takes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_samples_per_class: Option<usize>,
+    /// How GraSP halves them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_halves: Option<Halves>,
+    /// What GraSP divides the logits by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_temperature: Option<f64>,
+    /// Whether images for scores are augmented as those for training.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub score_augment: Option<bool>,
     /// Exact or Bernoulli.
     pub mask_draw: Draw,
     /// Single weights or blocks; single weights in files of before there were blocks.
     #[serde(default)]
     pub pattern: Pattern,
+    /// File of initial weights; where it has none for a parameter, that one starts as always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<String>,
+    /// Fan of Kaiming-normal weights.
+    #[serde(default)]
+    pub init_mode: Fan,
+    /// How masks widen the start.
+    #[serde(default)]
+    pub init_scale: InitScale,
     /// Epochs.
     pub epochs: u64,
     /// Images a step.
@@ -97,12 +108,21 @@ pub struct Config {
     pub momentum: f64,
     /// Nesterov momentum.
     pub nesterov: bool,
-    /// Weight decay on every parameter.
+    /// Weight decay on every parameter that is not exempt.
     pub weight_decay: f64,
+    /// Parameters without weight decay.
+    #[serde(default)]
+    pub weight_decay_exempt: Exempt,
     /// Label smoothing in [0, 1).
     pub label_smoothing: f64,
-    /// Epochs of linear warm-up, per step.
+    /// Epochs of linear warm-up.
     pub warmup_epochs: f64,
+    /// When the rate rises in it.
+    #[serde(default)]
+    pub warmup_by: WarmupBy,
+    /// Steps from one logged gradient norm to the next; 0: none is logged.
+    #[serde(default)]
+    pub gradient_norm_every: u64,
     /// Schedule after warm-up.
     pub schedule: Schedule,
     /// Training augmentation.
@@ -212,10 +232,12 @@ pub fn resolve(recipe: Option<&str>, file: Option<&Path>, overrides: &Overrides)
         Ok(found) => found,
         Err(what) => {
             faults.push(what);
-            &RECIPES[0] // the other sources are still checked
+            &recipes()[0] // the other sources are still checked
         }
     };
-    merged.lay(Layer::parse(format!("recipe {}", recipe.name), recipe.text, &mut faults), &mut faults);
+    let source = format!("recipe {}", recipe.name);
+    merged.lay(Layer::parse(&source, recipe.text, &mut faults), &mut faults);
+    merged.lay(Layer::of(&source, &recipe.set, &mut faults), &mut faults);
     let of_recipe = |merged: &Merged| ["model", "width", "data"].map(|key| merged.value(key).cloned());
     let original = of_recipe(&merged);
     if let Some(path) = file {
@@ -253,6 +275,32 @@ impl Config {
     /// Checks a configuration that was built or changed in code by the rules that files are checked by.
     pub fn check(&self) -> Result<()> {
         Config::from_toml(&self.to_toml()?, "configuration").map(drop)
+    }
+
+    /// How layers share the density; `None` where scores or a file say so.
+    ///
+    /// # Errors
+    /// A density of a layer that is none.
+    pub fn ratio(&self) -> Result<Option<Ratio>> {
+        let power = self.erk_power.unwrap_or(1.0);
+        Ok(Some(match self.method {
+            Method::Dense => Ratio::Dense,
+            Method::Uniform => Ratio::Uniform,
+            Method::UniformPlus => Ratio::UniformPlus,
+            Method::Er => Ratio::Er,
+            Method::Erk => Ratio::Erk { power },
+            Method::ErkPlus => {
+                Ratio::ErkPlus { power, last: Density::from_density(self.last_density.unwrap_or(1.0))? }
+            }
+            Method::Custom => {
+                let Some(custom) = &self.custom else {
+                    return Err(Error::Usage("custom.layers: method custom needs densities of layers".into()));
+                };
+                let named = custom.layers.iter().map(|(name, &d)| Ok((name.clone(), Density::from_density(d)?)));
+                Ratio::Custom { layers: named.collect::<Result<_>>()?, rest: custom.rest }
+            }
+            Method::Snip | Method::Grasp | Method::GlobalMagnitude | Method::File => return Ok(None),
+        }))
     }
 
     /// The density of the maskable weights, exactly as written; 1 for method dense.

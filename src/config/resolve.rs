@@ -1,6 +1,7 @@
 //! From the merged keys to a [`Config`]: what ties keys together is checked and derived here.
 
 use super::layers::{Faults, Merged};
+use super::method::METHOD_KEYS;
 use super::{Config, keys};
 use crate::shape::Network;
 use crate::sparsity::{Draw, Pattern};
@@ -12,6 +13,7 @@ pub(super) fn resolve(merged: &Merged, faults: &mut Faults) -> Option<Config> {
     ties(merged, faults);
     let milestones = milestones(merged, faults);
     let warmup = warmup(merged, faults);
+    let of_method = super::method::fill(merged, faults);
     if !faults.is_empty() {
         return None;
     }
@@ -24,6 +26,9 @@ pub(super) fn resolve(merged: &Merged, faults: &mut Faults) -> Option<Config> {
     }
     if let Some(epochs) = warmup {
         put(&mut table, "warmup_epochs", Value::Float(epochs));
+    }
+    for (key, value) in of_method {
+        put(&mut table, key, value);
     }
     seeds(merged, &mut table);
     if let Some(network) = merged.network() {
@@ -81,6 +86,9 @@ fn require(merged: &Merged, faults: &mut Faults) {
     for key in keys::KEYS {
         let needed = match key.name {
             "density" | "sparsity" | "pattern" | "preprocess.mean" | "preprocess.std" | "seed.base" => false,
+            "network_toml" | "init" | "init_mode" | "init_scale" | "weight_decay_exempt" | "warmup_by" => false,
+            "gradient_norm_every" => false,
+            name if METHOD_KEYS.iter().any(|(key, _)| *key == name) => false,
             "schedule.milestones" | "schedule.gamma" => multi_step,
             "width" => any_width,
             "seed.init" | "seed.mask" | "seed.data" => !merged.has("seed.base"),
@@ -106,6 +114,11 @@ fn ties(merged: &Merged, faults: &mut Faults) {
                 fault("density", "method dense keeps every weight; leave density out, or set method=erk".into());
             }
         }
+        Some("file") => {
+            for key in ["sparsity", "density"].into_iter().filter(|key| merged.has(key)) {
+                fault(key, "method file has the density of its file; leave it out".into());
+            }
+        }
         Some(method) if !merged.has("sparsity") && !merged.has("density") => {
             fault("method", format!("{method} needs a sparsity or a density, such as sparsity = 0.9"));
         }
@@ -123,7 +136,12 @@ fn ties(merged: &Merged, faults: &mut Faults) {
         fault("nesterov", "needs a momentum above 0; set nesterov=false, or a momentum".into());
     }
     match merged.text("model").map(str::parse::<Network>) {
-        Some(Err(what)) => fault("model", what),
+        _ if merged.has("network_toml") => {
+            if merged.value("width").is_some() {
+                fault("width", "a network of your own has the widths of its file; leave width out".into());
+            }
+        }
+        Some(Err(what)) => fault("model", format!("{what}; or a file that ends in .toml, a network of your own")),
         Some(Ok(network)) if network.standard_width().is_none() && merged.value("width").is_some() => {
             fault("width", network.no_width());
         }

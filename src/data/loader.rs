@@ -93,6 +93,26 @@ impl Loader {
     }
 }
 
+impl Loader {
+    /// One batch of these images of the split, in this order: normalised, and augmented if the loader is, by crops and flips
+    /// from the stream (seed, Data, `stream`) at each image's position. Epochs have streams of other names.
+    ///
+    /// # Panics
+    /// An index beyond the split.
+    pub fn gather(&self, indices: &[usize], stream: &str) -> Batch {
+        let size = self.split.shape().numel();
+        let crops = Stream::new(self.seed, Purpose::Data, stream);
+        let mut out = Batch { n: indices.len(), images: vec![0.0; indices.len() * size], labels: Vec::new() };
+        let mut columns = Vec::new();
+        for (&i, image) in indices.iter().zip(out.images.chunks_exact_mut(size)) {
+            let crop = self.augment.map(|a| a.draw(crops.block(self.split.position(i) as u64)));
+            self.normalise.apply(self.split.stored(i), crop, &mut columns, image);
+            out.labels.push(self.split.label(i));
+        }
+        out
+    }
+}
+
 /// Order of `n` images in an epoch.
 pub fn epoch_order(seed: u64, epoch: u64, n: usize) -> Vec<u32> {
     Stream::new(seed, Purpose::Data, &format!("epoch {epoch} order")).permutation(n)

@@ -22,7 +22,7 @@ pub mod lower;
 mod roles;
 mod state;
 
-pub use crate::shape::Exempt;
+pub use crate::shape::{Exempt, Fan, InitScale};
 pub use device::{OnGpu, StepKind};
 pub use exec::Net;
 pub use gradients::ParamGradient;
@@ -36,6 +36,13 @@ use crate::sparsity::{Maskable, Role};
 /// A node of a [`Graph`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NodeId(pub(crate) usize);
+
+impl NodeId {
+    /// Its place in [`Graph::nodes`].
+    pub fn index(self) -> usize {
+        self.0
+    }
+}
 
 /// What a node computes.
 #[derive(Clone, Debug, PartialEq)]
@@ -221,6 +228,26 @@ impl Graph {
         let shape = [k, c, r, r].map(|v| v as usize).to_vec();
         let weight = self.param(format!("{name}.weight"), shape, Init::KaimingNormal { fan }, true);
         Ok(self.push_conv(name, x, geom, weight, None))
+    }
+
+    /// The same with a bias a channel, which starts uniform.
+    ///
+    /// # Errors
+    /// As [`Graph::conv`].
+    pub fn conv_with_bias(
+        &mut self,
+        name: &str,
+        x: NodeId,
+        k: usize,
+        r: usize,
+        stride: usize,
+        pad: usize,
+    ) -> Result<NodeId> {
+        let y = self.conv(name, x, k, r, stride, pad)?;
+        let conv = self.convs.len() - 1;
+        let fan_in = self.params[self.convs[conv].weight].size() / k;
+        self.convs[conv].bias = Some(self.param(format!("{name}.bias"), vec![k], Init::Uniform { fan_in }, false));
+        Ok(y)
     }
 
     /// Linear layer with bias on a 1x1 plane: the last one gives the logits. The weight starts Kaiming-normal, the bias

@@ -12,11 +12,13 @@
 mod blocks;
 mod cifar_resnet;
 mod imagenet_resnet;
+mod own;
 mod vgg;
 
 pub use crate::shape::Network;
 pub use cifar_resnet::resnet;
 pub use imagenet_resnet::imagenet_resnet;
+pub use own::own_network;
 pub use vgg::vgg;
 
 use crate::error::{Error, Result};

@@ -1,11 +1,10 @@
 //! `metrics.jsonl`: one JSON object a line, appended while the run goes on. Documented in `docs/formats.md`.
 
+use super::lines::{Line, Lines, read_lines};
 use super::{Score, Split};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use serde::{Deserialize, Serialize};
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Version of the record below; it changes when a key changes its meaning or goes.
 pub const METRICS_SCHEMA: u32 = 1;
@@ -44,12 +43,27 @@ impl Record {
     }
 }
 
+impl Line for Record {
+    const SCHEMA: u32 = METRICS_SCHEMA;
+    const WHAT: &'static str = "the metrics";
+
+    fn schema(&self) -> u32 {
+        self.schema
+    }
+    fn step(&self) -> u64 {
+        self.step
+    }
+    fn is_finite(&self) -> bool {
+        let Record { time_s, train_time_s, loss, accuracy, lr, images_per_s, .. } = *self;
+        [time_s, train_time_s, loss, accuracy, lr, images_per_s].iter().all(|v| v.is_finite())
+    }
+}
+
 /// Appends records. Of two with one step and split the first stays: a run that goes on from a checkpoint at the end of an
 /// epoch records that end anew.
 #[derive(Debug)]
 pub struct MetricsWriter {
-    path: PathBuf,
-    file: File,
+    lines: Lines<Record>,
     /// What the newest step has been recorded on.
     newest: Vec<(u64, Split)>,
     times_s: (f64, f64),
@@ -58,26 +72,14 @@ pub struct MetricsWriter {
 impl MetricsWriter {
     /// A new, empty file; one that stands there is emptied.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(Error::io(path, "cannot write the metrics"))?;
-        Ok(MetricsWriter { path: path.to_path_buf(), file, newest: Vec::new(), times_s: (0.0, 0.0) })
+        Ok(MetricsWriter { lines: Lines::create(path)?, newest: Vec::new(), times_s: (0.0, 0.0) })
     }
 
-    /// Goes on with the file of a run that goes on from a checkpoint at `step`: records of later steps, which will be made
-    /// again, and a last line without its end are cut off. A missing file is begun anew.
+    /// Goes on with the file of a run that goes on from a checkpoint at `step` ([`Lines::resume`]).
     pub fn resume(path: &Path, step: u64) -> Result<Self> {
-        let fail = || Error::io(path, "cannot go on with the metrics");
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(path).map_err(fail())?;
-        let mut writer = MetricsWriter { path: path.to_path_buf(), file, newest: Vec::new(), times_s: (0.0, 0.0) };
-        let mut keep = 0;
-        for (record, end) in read_lines(path)? {
-            if record.step > step {
-                break;
-            }
-            writer.note(&record);
-            keep = end;
-        }
-        writer.file.set_len(keep).map_err(fail())?;
-        writer.file.seek(SeekFrom::Start(keep)).map_err(fail())?;
+        let (lines, records) = Lines::resume(path, step)?;
+        let mut writer = MetricsWriter { lines, newest: Vec::new(), times_s: (0.0, 0.0) };
+        records.iter().for_each(|record| writer.note(record));
         Ok(writer)
     }
 
@@ -92,55 +94,31 @@ impl MetricsWriter {
         self.times_s
     }
 
-    /// Appends one record with one write.
+    /// Appends one record.
     pub fn write(&mut self, record: &Record) -> Result<()> {
         if self.newest.contains(&(record.step, record.split)) {
             return Ok(());
         }
-        let Record { time_s, train_time_s, loss, accuracy, lr, images_per_s, .. } = *record;
-        if [time_s, train_time_s, loss, accuracy, lr, images_per_s].iter().any(|v| !v.is_finite()) {
-            return Err(Error::Failed(format!("{}: a number that is not finite in {record:?}", self.path.display())));
-        }
-        let mut line =
-            serde_json::to_vec(record).map_err(|e| Error::Failed(format!("{}: {e}", self.path.display())))?;
-        line.push(b'\n');
-        self.file.write_all(&line).map_err(Error::io(&self.path, "cannot write the metrics"))?;
+        self.lines.write(record)?;
         self.note(record);
         Ok(())
     }
 
     /// Brings the file to the disk, before the checkpoint of the same step.
     pub fn sync(&mut self) -> Result<()> {
-        self.file.sync_all().map_err(Error::io(&self.path, "cannot write the metrics"))
+        self.lines.sync()
     }
 }
 
 /// All records of a file. A last line without its end, as a killed process leaves it, is left out.
 pub fn read_metrics(path: &Path) -> Result<Vec<Record>> {
-    Ok(read_lines(path)?.into_iter().map(|(record, _)| record).collect())
-}
-
-/// Records, each with the offset of the byte after its line.
-fn read_lines(path: &Path) -> Result<Vec<(Record, u64)>> {
-    let text = std::fs::read_to_string(path).map_err(Error::io(path, "cannot read the metrics"))?;
-    let mut records = Vec::new();
-    let mut end = 0;
-    for (i, line) in text.split_inclusive('\n').enumerate().filter(|(_, line)| line.ends_with('\n')) {
-        end += line.len() as u64;
-        let record: Record =
-            serde_json::from_str(line).map_err(|e| Error::data(path, format!("line {}: {e}", i + 1)))?;
-        if record.schema != METRICS_SCHEMA {
-            let what = format!("line {}: schema {}, this engine reads {METRICS_SCHEMA}", i + 1, record.schema);
-            return Err(Error::data(path, what));
-        }
-        records.push((record, end));
-    }
-    Ok(records)
+    read_lines(path)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     fn record(step: u64) -> Record {
         Record {

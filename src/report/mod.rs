@@ -2,6 +2,8 @@
 //! The formats are versioned and described in `docs/formats.md` and `docs/plan.md`.
 
 pub mod files;
+mod gradients;
+mod lines;
 mod machine;
 mod metrics;
 mod plan_file;
@@ -9,6 +11,8 @@ mod run_dir;
 mod summary;
 mod version;
 
+pub use gradients::{GRADIENTS_SCHEMA, GradientRecord};
+pub use lines::{Line, Lines, read_lines};
 pub use machine::Machine;
 pub use metrics::{METRICS_SCHEMA, MetricsWriter, Record, read_metrics};
 pub use plan_file::{read_gpu_plan, read_plan, write_gpu_plan, write_plan};

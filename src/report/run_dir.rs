@@ -45,6 +45,11 @@ impl RunDir {
         self.path.join("metrics.jsonl")
     }
 
+    /// `gradients.jsonl`, where gradient norms are logged.
+    pub fn gradients(&self) -> PathBuf {
+        self.path.join("gradients.jsonl")
+    }
+
     /// `summary.json`, written at the end.
     pub fn summary(&self) -> PathBuf {
         self.path.join("summary.json")
@@ -109,7 +114,8 @@ impl RunDir {
             let name = entry.map_err(fail())?.file_name();
             let name = name.to_string_lossy();
             let debris =
-                matches!(&*name, "config.toml" | "plan.json" | "plan-cuda.json" | "metrics.jsonl" | "best.safetensors")
+                ["config.toml", "plan.json", "plan-cuda.json", "metrics.jsonl", "gradients.jsonl", "best.safetensors"]
+                    .contains(&&*name)
                     || name.ends_with(".tmp");
             if !(restart && debris) {
                 return Err(Error::Usage(format!(

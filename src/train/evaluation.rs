@@ -1,6 +1,7 @@
 //! Accuracy and loss of a checkpoint.
 
 use super::on_device::{Device, OnDevice};
+use super::masks::mask_of;
 use super::plan::{GpuPlanFile, PlanFile};
 use super::setup;
 use super::trainer::score;
@@ -8,7 +9,7 @@ use super::workers;
 use crate::backend::cpu::{CpuBackend, Isa};
 use crate::backend::gpu::{self, Driver, GpuBackend, Precision, cuda::Cuda};
 use crate::backend::{Backend, Spec};
-use crate::checkpoint::{Checkpoint, NetState, ParamState};
+use crate::checkpoint::{Checkpoint, NetState};
 use crate::data::{self, Loader};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Net};
@@ -128,13 +129,7 @@ impl Evaluation<'_> {
         };
         let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
         let batch = self.batch.min(images.len()).max(1);
-        let mask = |p: &ParamState| Mask {
-            name: p.name.clone(),
-            shape: p.shape.clone(),
-            density: 1.0,
-            kept: p.kept.clone(),
-            block: meta.config.pattern.block_of(&p.shape, p.kept.as_deref()),
-        };
+        let mask = |p| mask_of(p, meta.config.pattern);
         let masks = state.params.iter().filter(|p| p.kept.is_some()).map(mask).collect();
         let loader = Loader::new(images, batch, preprocess, None, 0, workers(self.threads))?;
         Ok(Prepared { graph, masks, state, loader, batch })

@@ -7,7 +7,7 @@ use crate::backend::cpu::plan::Plan;
 use crate::backend::gpu::GpuPlan;
 use crate::backend::{Backend, Bytes};
 use crate::checkpoint::{Best, Checkpoint, Meta, NetState, Progress};
-use crate::config::Selection;
+use crate::config::{Config, Selection};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::optim::LearningRate;
@@ -15,7 +15,7 @@ use crate::report::{
     Engine, EpochScore, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter, Record, Results, RunDir, SUMMARY_SCHEMA,
     Score, Split, Summary, write_gpu_plan,
 };
-use crate::sparsity::{Mask, mask_hash};
+use crate::sparsity::{Mask, Method, mask_hash};
 use std::path::Path;
 use std::time::Instant;
 
@@ -82,11 +82,13 @@ impl<'a, T: Trainer> Run<'a, T> {
             steps_per_epoch,
             epochs: config.epochs,
             warmup_epochs: config.warmup_epochs,
+            warmup_by: config.warmup_by,
         };
         rate.check()?;
         let progress = match state {
             None => {
                 net.init(&setup.graph, config.seed.init);
+                setup.give_values(net)?;
                 Progress::default()
             }
             Some(Checkpoint { net: state, meta }) => {
@@ -377,6 +379,12 @@ fn mask_info(mask: &Mask) -> MaskInfo {
 /// The checkpoint that a run goes on from.
 pub(super) fn resumed(setup: &Setup, options: &Options) -> Result<Option<Checkpoint>> {
     options.resume.as_ref().map(|run| load(setup, &RunDir::at(run).last())).transpose()
+}
+
+/// The state whose masks a run keeps that goes on: where they come from scores or a file, which are not asked again.
+pub(super) fn saved_masks(config: &Config, options: &Options) -> Result<Option<NetState>> {
+    let run = options.resume.as_ref().filter(|_| config.method.is_scored() || config.method == Method::File);
+    run.map(|run| Ok(Checkpoint::load(&RunDir::at(run).last())?.net)).transpose()
 }
 
 /// A checkpoint of this very run.

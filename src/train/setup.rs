@@ -2,11 +2,15 @@
 
 use crate::config::Config;
 use crate::data::{self, Dataset, ImageShape, Loader, Preprocess, Split};
+use super::masks::{self, Images};
+use crate::backend::Backend;
+use crate::checkpoint::{GivenWeights, NetState, read_weights};
 use crate::error::{Error, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, InitScale, Net};
 use crate::models;
 use crate::report::DataInfo;
-use crate::sparsity::{Density, Mask, Ratio, draw_patterns};
+use crate::sparsity::{Density, Mask, Method};
+use std::path::Path;
 
 /// A run's parts.
 pub(super) struct Setup {
@@ -20,14 +24,19 @@ pub(super) struct Setup {
     pub graph: Graph,
     pub density: Density,
     pub masks: Vec<Mask>,
+    /// Initial values from a file.
+    pub given: Option<GivenWeights>,
 }
 
 impl Setup {
-    /// Opens the data, splits it, resolves the normalisation, builds the network, draws the masks.
-    pub fn new(config: &Config) -> Result<Self> {
+    /// Opens the data, splits it, resolves the normalisation, builds the network, draws the masks. `saved`: the run that is
+    /// gone on with, whose masks stay where they come from scores or a file. `threads`: for scores.
+    pub fn new(config: &Config, saved: Option<&NetState>, threads: usize) -> Result<Self> {
         config.check()?;
         let data = data::open(&config.data)?;
-        let graph = network(config, data.shape, data.classes)?;
+        let mut graph = network(config, data.shape, data.classes)?;
+        let given = config.init.as_ref().filter(|_| saved.is_none());
+        let given = given.map(|path| read_weights(Path::new(path), &graph)).transpose()?;
         let (train, val) = match config.validation {
             0 => (data.train.clone(), None),
             count => data.train.split_last(count).map(|(train, val)| (train, Some(val)))?,
@@ -38,9 +47,44 @@ impl Setup {
         };
         preprocess.check(data.shape.c)?;
         config.augment.check(data.shape)?;
-        let (density, masks) = (config.target()?, draw_masks(config, &graph)?);
+        let images = Images { train: &train, preprocess: &preprocess, classes: data.classes, threads };
+        // What follows from the density alone comes first: scores are of the weights that are trained.
+        let early = config.init_scale == InitScale::Density && config.method != Method::File;
+        if early {
+            graph.scale_init(config.init_scale, config.target()?.value(), &[]);
+        }
+        let masks = masks::of_run(config, &graph, &images, given.as_ref(), saved)?;
+        let (maskable, nnz) = count(&masks);
+        let density = match config.method {
+            Method::File => Density::from_density(nnz as f64 / maskable as f64)?,
+            _ => config.target()?,
+        };
+        if !early {
+            graph.scale_init(config.init_scale, density.value(), &masks);
+        }
         let config = Config { preprocess: Some(preprocess.clone()), ..config.clone() };
-        Ok(Setup { config, preprocess, data, train, val, graph, density, masks })
+        Ok(Setup { config, preprocess, data, train, val, graph, density, masks, given })
+    }
+
+    /// Puts the initial values of a file into a network that has just begun.
+    ///
+    /// # Errors
+    /// A kept weight that the file does not give.
+    pub fn give_values<B: Backend<Real = f32>>(&self, net: &mut Net<B>) -> Result<()> {
+        let Some(given) = &self.given else { return Ok(()) };
+        let mut state = net.state();
+        for (i, param) in state.params.iter_mut().enumerate() {
+            let size = param.shape.iter().product();
+            param.values = given.values(i, param.kept.as_deref(), size).ok_or_else(|| {
+                let file = self.config.init.as_deref().unwrap_or_default();
+                let what = format!("it has no value for some weights of {} that the mask keeps", param.name);
+                Error::data(file, what)
+            })?;
+        }
+        if let Some(norms) = &given.norms {
+            state.norms.clone_from(norms);
+        }
+        net.load(&state)
     }
 
     /// Training batches: shuffled, augmented.
@@ -77,8 +121,7 @@ impl Setup {
 
     /// Maskable weights, and how many are kept.
     pub fn weights(&self) -> (u64, u64) {
-        let sum = |count: fn(&Mask) -> usize| self.masks.iter().map(|m| count(m) as u64).sum();
-        (sum(Mask::size), sum(Mask::nnz))
+        count(&self.masks)
     }
 
     /// Layers in blocks, masked layers, and weights kept in blocks.
@@ -96,17 +139,23 @@ impl Setup {
     }
 }
 
-/// The masks of a configuration's network.
-pub(super) fn draw_masks(c: &Config, graph: &Graph) -> Result<Vec<Mask>> {
-    let ratio = Ratio::try_from(c.method)?;
-    draw_patterns(&graph.maskable(), &ratio, c.target()?, c.pattern, c.mask_draw, c.seed.mask)
+/// Maskable weights, and how many are kept.
+fn count(masks: &[Mask]) -> (u64, u64) {
+    let sum = |count: fn(&Mask) -> usize| masks.iter().map(|m| count(m) as u64).sum();
+    (sum(Mask::size), sum(Mask::nnz))
 }
 
 /// The network of a configuration for images of `shape`.
 pub(super) fn network(config: &Config, shape: ImageShape, classes: usize) -> Result<Graph> {
-    if shape.h != shape.w {
-        let what = format!("{} takes square images, got {shape} (C x H x W)", config.model);
-        return Err(Error::data(&config.data, what));
-    }
-    models::by_name(&config.model, config.width, shape.c, classes, shape.h)
+    let mut graph = match &config.network_toml {
+        Some(text) => models::own_network(text, &config.model, [shape.c, shape.h, shape.w], classes)?,
+        None if shape.h != shape.w => {
+            let what = format!("{} takes square images, got {shape} (C x H x W)", config.model);
+            return Err(Error::data(&config.data, what));
+        }
+        None => models::by_name(&config.model, config.width, shape.c, classes, shape.h)?,
+    };
+    graph.set_fan(config.init_mode);
+    graph.set_weight_decay(config.weight_decay_exempt);
+    Ok(graph)
 }
