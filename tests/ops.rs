@@ -121,6 +121,9 @@ fn faults<B: Backend>() -> Vec<(Fault, Check<B>, &'static str)> {
         (Fault::SummedLoss, small::cross_entropy, "cross_entropy smoothing 0"),
         (Fault::NoNesterov, small::sgd, "sgd"),
         (Fault::DecayedGradient, small::sgd, "sgd"),
+        (Fault::ExemptDecays, small::sgd, "sgd"),
+        (Fault::FrozenAsBatch, norm::check, "copy_backward through a frozen norm Overwrite"),
+        (Fault::DataWritesWeights, conv::check, "conv_data_backward"),
         (Fault::ReluSwallowsNan, step::nan_is_kept, "join_forward with NaN"),
         (Fault::WeightReadsWholeBatch, step::earlier_batches_leave_no_trace, "a step with 5 images"),
         (Fault::StaleCopy, step::updates_reach_the_kernels, "evaluation after a restored state"),
@@ -131,7 +134,7 @@ fn faults<B: Backend>() -> Vec<(Fault, Check<B>, &'static str)> {
 fn planted_faults_are_found<B: Backend>(make: &dyn Fn(Spec) -> B) {
     common::suite(&|spec| Broken::new(make(spec), Fault::None));
     for (fault, check, message) in faults() {
-        let run = || check(&|spec| Broken::new(make(spec), fault));
+        let run = || check(&|spec| Broken::new(make(Broken::<B>::told(spec, fault)), fault));
         let panic = catch_unwind(AssertUnwindSafe(run)).expect_err(&format!("{fault:?} passed"));
         let literal = panic.downcast_ref::<&str>().map(ToString::to_string);
         let got = literal.or(panic.downcast_ref::<String>().cloned()).expect("a message");

@@ -4,13 +4,13 @@
 use super::check_storage;
 use super::naive::Naive;
 use crate::backend::reference::RefBackend;
-use crate::backend::{Backend, Store};
+use crate::backend::{Backend, ParamSpec, Store};
 use crate::graph::{Graph, Net, NodeId};
 use crate::rng::{Purpose, Stream};
 use crate::sparsity::Mask;
 
-const BATCH: usize = 5;
-const IMAGES: usize = 4;
+pub(super) const BATCH: usize = 5;
+pub(super) const IMAGES: usize = 4;
 const SMOOTHING: f64 = 0.1;
 
 /// A graph that ends in logits of a sum of linear layers over what `build` made, and its name.
@@ -33,7 +33,7 @@ fn head(g: &mut Graph, ends: &[NodeId]) -> NodeId {
 }
 
 /// Graphs that are no ResNets, each with a reason to go wrong.
-fn odd() -> Vec<(&'static str, Graph)> {
+pub(super) fn odd() -> Vec<(&'static str, Graph)> {
     let conv = |g: &mut Graph, name: &str, x: NodeId| g.conv(name, x, 3, 3, 1, 1).unwrap();
     vec![
         with_head("n + n", |g, x| {
@@ -207,7 +207,7 @@ fn odd() -> Vec<(&'static str, Graph)> {
 }
 
 /// A graph of random operations on random earlier nodes; whatever feeds nothing goes to the head.
-fn random_graph(seed: u64) -> Graph {
+pub(super) fn random_graph(seed: u64) -> Graph {
     let stream = Stream::new(seed, Purpose::Data, "graph");
     let mut drawn = 0;
     let mut below = |n: usize| {
@@ -247,7 +247,7 @@ fn random_graph(seed: u64) -> Graph {
 }
 
 /// Masks for every second maskable parameter.
-fn masks(g: &Graph, seed: u64) -> Vec<Mask> {
+pub(super) fn masks(g: &Graph, seed: u64) -> Vec<Mask> {
     let masked = g.maskable().into_iter().step_by(2).map(|m| {
         let stream = Stream::new(seed, Purpose::Mask, &m.name);
         let size = m.shape.iter().product::<usize>() as u32;
@@ -257,45 +257,87 @@ fn masks(g: &Graph, seed: u64) -> Vec<Mask> {
     masked.collect()
 }
 
-fn normal(seed: u64, name: &str, len: usize) -> Vec<f64> {
+pub(super) fn normal(seed: u64, name: &str, len: usize) -> Vec<f64> {
     let stream = Stream::new(seed, Purpose::Data, name);
     (0..len as u64).map(|i| stream.normal(i)).collect()
 }
 
 /// Directions tried, and those left out because a kink is too near.
 #[derive(Default)]
-struct Tally {
+pub(super) struct Tally {
     tried: usize,
     kinks: usize,
 }
 
-/// Loss, logits, running statistics and evaluation against the interpreter, and every gradient along random directions.
-fn check(what: &str, g: &Graph, seed: u64, tally: &mut Tally) {
-    let mut net = Net::new(g, &masks(g, seed), BATCH, |spec| Ok(RefBackend::new(spec))).unwrap();
+impl Tally {
+    /// `grad` against the slope of `loss` at `start` along `direction`.
+    pub(super) fn slope(
+        &mut self,
+        what: &str,
+        grad: &[f64],
+        start: &[f64],
+        direction: Vec<f64>,
+        loss: impl Fn(&[f64]) -> f64,
+    ) {
+        assert_eq!((grad.len(), direction.len()), (start.len(), start.len()), "{what}");
+        let length = direction.iter().map(|d| d * d).sum::<f64>().sqrt();
+        let slope = |step: f64| {
+            let at =
+                |step: f64| loss(&start.iter().zip(&direction).map(|(v, d)| v + step * d / length).collect::<Vec<_>>());
+            (at(step) - at(-step)) / (2.0 * step)
+        };
+        let analytic: f64 = grad.iter().zip(&direction).map(|(g, d)| g * d / length).sum();
+        // Where the loss is smooth, halving the step changes its slope little.
+        let (wide, narrow) = (slope(2e-5), slope(1e-5));
+        self.tried += 1;
+        if (wide - narrow).abs() > 1e-7 * narrow.abs().max(1.0) {
+            self.kinks += 1;
+            return;
+        }
+        near(what, analytic, narrow, narrow.abs(), 1e-6);
+    }
+
+    pub(super) fn few_kinks(&self) {
+        assert!(20 * self.kinks < self.tried, "{} of {} directions have a kink", self.kinks, self.tried);
+    }
+}
+
+pub(super) fn near(what: &str, got: f64, want: f64, scale: f64, tol: f64) {
+    assert!((got - want).abs() <= tol * scale.max(1.0), "{what}: wanted {want}, got {got}");
+}
+
+/// A network in f64 on the reference backend with masks, and shifts and scales away from 0 and 1, so that a dead channel does
+/// not lie on a kink; its stored values, and images.
+pub(super) fn network(g: &Graph, seed: u64, images: bool) -> (Net<RefBackend>, Vec<f64>, Vec<f64>) {
+    let new = if images { Net::with_input_gradient } else { Net::new };
+    let mut net = new(g, &masks(g, seed), BATCH, |spec| Ok(RefBackend::new(spec))).unwrap();
     check_storage(net.program());
     net.init(g, seed);
-    // Shifts and scales away from 0 and 1, so that a dead channel does not lie on a kink.
     let noise = normal(seed, "noise", net.backend().spec().stored());
     let start: Vec<f64> = net.backend().read_store(Store::Values).iter().zip(noise).map(|(v, z)| v + 0.3 * z).collect();
     net.backend_mut().write_store(Store::Values, &start);
     let (c, h, w) = g.nodes()[0].chw;
-    let images = normal(seed, "images", IMAGES * (c * h * w) as usize);
+    (net, start, normal(seed, "images", IMAGES * (c * h * w) as usize))
+}
+
+/// The interpreter with these stored values.
+pub(super) fn naive<'g>(g: &'g Graph, specs: &[ParamSpec], values: &[f64]) -> Naive<'g> {
+    let dense = specs.iter().map(|p| {
+        let mut dense = vec![0.0; p.shape.iter().product()];
+        for (i, v) in values[p.range.clone()].iter().enumerate() {
+            dense[p.kept.as_ref().map_or(i, |k| k[i] as usize)] = *v;
+        }
+        dense
+    });
+    Naive { graph: g, params: dense.collect() }
+}
+
+/// Loss, logits, running statistics and evaluation against the interpreter, and every gradient along random directions.
+fn check(what: &str, g: &Graph, seed: u64, tally: &mut Tally) {
+    let (mut net, start, images) = network(g, seed, false);
     let labels: Vec<u32> = (0..IMAGES as u32).map(|i| i % 3).collect();
     let specs = net.backend().spec().params.clone();
-    let naive = |values: &[f64]| {
-        let dense = specs.iter().map(|p| {
-            let mut dense = vec![0.0; p.shape.iter().product()];
-            for (i, v) in values[p.range.clone()].iter().enumerate() {
-                dense[p.kept.as_ref().map_or(i, |k| k[i] as usize)] = *v;
-            }
-            dense
-        });
-        Naive { graph: g, params: dense.collect() }
-    };
-    let near = |what: &str, got: f64, want: f64, scale: f64, tol: f64| {
-        assert!((got - want).abs() <= tol * scale.max(1.0), "{what}: wanted {want}, got {got}");
-    };
-
+    let naive = |values: &[f64]| naive(g, &specs, values);
     let (logits, used) = naive(&start).forward(&images, IMAGES, None);
     let loss = |values: &[f64]| {
         let (logits, _) = naive(values).forward(&images, IMAGES, None);
@@ -310,24 +352,12 @@ fn check(what: &str, g: &Graph, seed: u64, tally: &mut Tally) {
     let grads = net.backend().read_store(Store::Grads);
     for (p, (spec, param)) in specs.iter().zip(g.params()).enumerate() {
         let direction = normal(seed, &format!("direction {p}"), spec.range.len());
-        let length = direction.iter().map(|d| d * d).sum::<f64>().sqrt();
-        let slope = |step: f64| {
-            let at = |step: f64| {
-                let mut moved = start.clone();
-                moved[spec.range.clone()].iter_mut().zip(&direction).for_each(|(v, d)| *v += step * d / length);
-                loss(&moved)
-            };
-            (at(step) - at(-step)) / (2.0 * step)
-        };
-        let analytic: f64 = grads[spec.range.clone()].iter().zip(&direction).map(|(g, d)| g * d / length).sum();
-        // Where the loss is smooth, halving the step changes its slope little.
-        let (wide, narrow) = (slope(2e-5), slope(1e-5));
-        tally.tried += 1;
-        if (wide - narrow).abs() > 1e-7 * narrow.abs().max(1.0) {
-            tally.kinks += 1;
-            continue;
-        }
-        near(&format!("{what}: gradient of {}", param.name), analytic, narrow, narrow.abs(), 1e-6);
+        let what = format!("{what}: gradient of {}", param.name);
+        tally.slope(&what, &grads[spec.range.clone()], &start[spec.range.clone()], direction, |moved| {
+            let mut all = start.clone();
+            all[spec.range.clone()].copy_from_slice(moved);
+            loss(&all)
+        });
     }
     net.forward_backward(&images, &labels, SMOOTHING);
     assert!(net.backend().read_store(Store::Grads) == grads, "{what}: a second pass gives other gradients");
@@ -355,7 +385,7 @@ fn odd_graphs_have_the_right_gradients() {
     for (i, (what, g)) in odd().iter().enumerate() {
         check(what, g, i as u64, &mut tally);
     }
-    assert!(20 * tally.kinks < tally.tried, "{} of {} directions have a kink", tally.kinks, tally.tried);
+    tally.few_kinks();
 }
 
 #[test]
@@ -365,7 +395,7 @@ fn random_graphs_have_the_right_gradients() {
         let g = random_graph(seed);
         check(&format!("seed {seed}: {:#?}", g.nodes()), &g, seed, &mut tally);
     }
-    assert!(20 * tally.kinks < tally.tried, "{} of {} directions have a kink", tally.kinks, tally.tried);
+    tally.few_kinks();
 }
 
 #[test]

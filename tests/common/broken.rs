@@ -13,11 +13,19 @@ pub struct Broken<B: Backend> {
     inner: B,
     fault: Fault,
     copy: Vec<B::Real>,
+    /// Norms with running statistics.
+    frozen: Vec<NormId>,
 }
 
 impl<B: Backend> Broken<B> {
     pub fn new(inner: B, fault: Fault) -> Self {
-        Broken { inner, fault, copy: vec![] }
+        Broken { inner, fault, copy: vec![], frozen: vec![] }
+    }
+
+    /// What the inner backend is told.
+    pub fn told(mut spec: Spec, fault: Fault) -> Spec {
+        spec.params.iter_mut().for_each(|p| p.decay |= fault == Fault::ExemptDecays);
+        spec
     }
 
     fn is(&self, fault: Fault) -> bool {
@@ -168,6 +176,7 @@ impl<B: Backend> Backend for Broken<B> {
     }
 
     fn norm_stats(&mut self, norm: NormId, x: TensorId, n: usize) {
+        self.frozen.retain(|&f| f != norm);
         let before = f64s(&self.inner.read_store(Store::Running));
         self.inner.norm_stats(norm, x, n);
         if self.is(Fault::RunningVarianceBiased) {
@@ -184,6 +193,7 @@ impl<B: Backend> Backend for Broken<B> {
         }
     }
     fn norm_running(&mut self, norm: NormId) {
+        self.frozen.push(norm);
         if !self.is(Fault::RunningIgnored) {
             self.inner.norm_running(norm);
         }
@@ -250,6 +260,15 @@ impl<B: Backend> Backend for Broken<B> {
         }
     }
 
+    fn conv_data_backward(&mut self, conv: ConvId, dy: Grad, dx: GradDst, n: usize) {
+        self.finishing(dx, n, |b, dx| b.conv_data_backward(conv, dy, dx, n));
+        if self.is(Fault::DataWritesWeights) {
+            let range =
+                self.inner.spec().params[self.inner.spec().convs[conv.0 as usize].weight.0 as usize].range.clone();
+            self.edit_store(Store::Grads, |g| g[range].fill(0.0));
+        }
+    }
+
     fn join_forward(&mut self, a: Input, b: Option<Input>, relu: bool, y: TensorId, n: usize) {
         let b = b.filter(|b| !(self.is(Fault::JoinForgetsTwin) && b.t == a.t));
         self.inner.join_forward(a, b, relu, y, n);
@@ -259,6 +278,15 @@ impl<B: Backend> Backend for Broken<B> {
     }
     fn copy_backward(&mut self, dy: Grad, dx: GradDst, n: usize) {
         let held = self.inner.read_tensor(dy.t, n);
+        if self.is(Fault::FrozenAsBatch) && dy.norm.is_some_and(|through| self.frozen.contains(&through.norm)) {
+            let (g, plane) = (f64s(&held), self.inner.spec().tensors[dy.t.0 as usize].plane);
+            let mean = |c| of_channel(&g, plane, c).iter().sum::<f64>() / (g.len() / plane.c as usize) as f64;
+            let means: Vec<f64> = (0..plane.c as usize).map(mean).collect();
+            let mut channels = (0..g.len()).map(|i| channel_of(plane, i));
+            self.edit(dy.t, n, |v| *v -= means[channels.next().unwrap()]);
+            self.inner.copy_backward(dy, dx, n);
+            return self.inner.write_tensor(dy.t, n, &held);
+        }
         let (true, Some(through)) = (self.is(Fault::AffineWithoutXhat), dy.norm) else {
             return self.finishing(dx, n, |b, dx| b.copy_backward(dy, dx, n));
         };

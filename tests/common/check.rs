@@ -18,6 +18,7 @@ pub fn run_forward<B: Backend>(b: &mut B, op: Forward, n: usize) {
 pub fn run_backward<B: Backend>(b: &mut B, op: Backward, n: usize) {
     match op {
         Backward::Conv { conv, x, dy, dx } => b.conv_backward(conv, x, dy, dx, n),
+        Backward::ConvData { conv, dy, dx } => b.conv_data_backward(conv, dy, dx, n),
         Backward::Copy { dy, dx } => b.copy_backward(dy, dx, n),
         Backward::Pool { dy, dx } => b.pool_backward(dy, dx, n),
         Backward::MaxPool { pool, x, dy, dx } => b.max_pool_backward(pool, x, dy, dx, n),
@@ -31,6 +32,7 @@ fn bare(op: Backward) -> Backward {
     let dst = |dx: GradDst| GradDst { finish: Finish::default(), ..dx };
     match op {
         Backward::Conv { conv, x, dy, dx } => Backward::Conv { conv, x: plain(x), dy: grad(dy), dx: dx.map(dst) },
+        Backward::ConvData { conv, dy, dx } => Backward::ConvData { conv, dy: grad(dy), dx: dst(dx) },
         Backward::Copy { dy, dx } => Backward::Copy { dy: grad(dy), dx: dst(dx) },
         Backward::Pool { dy, dx } => Backward::Pool { dy: grad(dy), dx: dst(dx) },
         Backward::MaxPool { pool, x, dy, dx } => Backward::MaxPool { pool, x: plain(x), dy: grad(dy), dx: dst(dx) },
@@ -41,6 +43,7 @@ fn parts(op: Backward) -> (Option<Input>, Grad, Option<GradDst>) {
     match op {
         Backward::Conv { x, dy, dx, .. } => (Some(x), dy, dx),
         Backward::MaxPool { x, dy, dx, .. } => (Some(x), dy, Some(dx)),
+        Backward::ConvData { dy, dx, .. } => (None, dy, Some(dx)),
         Backward::Copy { dy, dx } | Backward::Pool { dy, dx } => (None, dy, Some(dx)),
     }
 }

@@ -56,6 +56,12 @@ pub enum Fault {
     SummedLoss,
     /// SGD without the look-ahead.
     NoNesterov,
+    /// SGD decays what is exempt.
+    ExemptDecays,
+    /// The gradient through a batch norm with running statistics is that of batch statistics.
+    FrozenAsBatch,
+    /// The data gradient alone takes the weights' gradient too.
+    DataWritesWeights,
     /// SGD writes the decayed gradient back.
     DecayedGradient,
     /// The kernels' copy of the values is made by `write_store` and not renewed by `sgd`.

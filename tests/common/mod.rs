@@ -7,6 +7,7 @@
 
 pub mod check;
 pub mod conv;
+pub mod images;
 pub mod norm;
 pub mod operand;
 pub mod pool;
@@ -33,4 +34,5 @@ pub fn suite<B: Backend>(make: &dyn Fn(Spec) -> B) {
     step::earlier_batches_leave_no_trace(make);
     step::updates_reach_the_kernels(make);
     step::nets_agree_with_the_reference(make);
+    images::gradients_agree_with_the_reference(make);
 }

@@ -26,10 +26,15 @@ pub fn check<B: Backend>(make: &dyn Fn(Spec) -> B) {
     for chw in [[6, 5, 5], [17, 4, 3], [1, 8, 8], [5, 1, 1], [4, 1, 2]] {
         let mut case = Case::new(make, chw);
         for n in COUNTS {
-            if n as u32 * chw[1] * chw[2] >= 2 {
+            let batch = n as u32 * chw[1] * chw[2] >= 2; // a batch has statistics
+            if batch {
                 case.forward(n);
                 case.copies(n);
                 case.backward(n);
+            }
+            case.frozen(n);
+            if batch {
+                case.thawed(n);
             }
         }
     }
@@ -128,5 +133,40 @@ impl<B: Backend> Case<B> {
                 rig.backward(&format!("copy_backward through a norm {write:?}"), op, n, 1, 1, &[]);
             }
         }
+    }
+
+    /// Norms with running statistics: their sums, and the gradient through them, which needs none.
+    fn frozen(&mut self, n: usize) {
+        let Case { rig, norm, other, x, x2, dy, source, dx, .. } = self;
+        let normed = [Normed { norm: *norm, x: *x }, Normed { norm: *other, x: *x2 }];
+        for r in normed {
+            rig.set_normal(r.x, n, &format!("x {r:?} {n}"));
+            rig.use_running(r.norm, n);
+        }
+        for write in [Write::Overwrite, Write::Accumulate] {
+            rig.set_normal(*source, n, &format!("dy {n}"));
+            let taken = GradDst { t: *dy, write, finish: Finish { reduce: normed.map(Some), ..Finish::default() } };
+            rig.prepare(taken, n);
+            let op = Backward::Copy { dy: Grad::plain(*source), dx: taken };
+            rig.backward(&format!("copy_backward for two frozen norms {write:?}"), op, n, 1, 1, &[]);
+            for (through, gradient) in [(normed[0], *dy), (normed[1], *dy), (normed[0], *source)] {
+                let mask = Mask::Positive(Input { t: *x2, norm: Some(*other), relu: true });
+                let dx = GradDst { t: *dx, write, finish: Finish { mask, ..Finish::default() } };
+                rig.prepare(dx, n);
+                let op = Backward::Copy { dy: Grad { t: gradient, norm: Some(through) }, dx };
+                rig.backward(&format!("copy_backward through a frozen norm {write:?}"), op, n, 1, 1, &[]);
+            }
+        }
+    }
+
+    /// The next statistics of a batch end it.
+    fn thawed(&mut self, n: usize) {
+        let Case { rig, norm, x, dy, source, dx, .. } = self;
+        rig.set_normed(*x, *norm, n, &format!("x again {n}"), false);
+        let grad = Grad { t: *dy, norm: Some(Normed { norm: *norm, x: *x }) };
+        rig.set_grad(grad, *source, n, &format!("dy again {n}"));
+        let dx = GradDst { t: *dx, write: Write::Overwrite, finish: Finish::default() };
+        rig.prepare(dx, n);
+        rig.backward("copy_backward through a norm that was frozen", Backward::Copy { dy: grad, dx }, n, 1, 1, &[]);
     }
 }

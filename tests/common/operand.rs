@@ -19,6 +19,8 @@ pub struct Channel {
     mean_error: f64,
     /// Error of a sum, relative to its terms, in units of eps.
     root: f64,
+    /// Whether the statistics are the running ones.
+    frozen: bool,
 }
 
 impl Channel {
@@ -98,7 +100,7 @@ impl<B: Backend> Rig<B> {
             let mean = average(&|v| v);
             let var = average(&|v| (v - mean) * (v - mean));
             let (rstd, mean_error) = ((var + 1e-5).powf(-0.5), average(&|v| v.abs()));
-            Channel { gamma: gamma[c], beta: beta[c], mean, var, rstd, mean_error, root: 2.0 * m.sqrt() }
+            Channel { gamma: gamma[c], beta: beta[c], mean, var, rstd, mean_error, root: 2.0 * m.sqrt(), frozen: false }
         };
         (0..p.c as usize).map(channel).collect()
     }
@@ -138,7 +140,7 @@ impl<B: Backend> Rig<B> {
         let channel = |c: usize| {
             let (mean, var) = (mean[c], var[c]);
             let (rstd, mean_error) = ((var + 1e-5).powf(-0.5), 2.0 * mean.abs());
-            Channel { gamma: gamma[c], beta: beta[c], mean, var, rstd, mean_error, root: 4.0 }
+            Channel { gamma: gamma[c], beta: beta[c], mean, var, rstd, mean_error, root: 4.0, frozen: true }
         };
         self.channels[norm.0 as usize] = (0..mean.len()).map(channel).collect();
     }
@@ -172,6 +174,10 @@ impl<B: Backend> Rig<B> {
         let element = |i: usize| {
             let at = channel_of(p, i);
             let c = &channels[at];
+            if c.frozen {
+                let value = c.gamma * c.rstd * g[i];
+                return (value, c.root * value.abs());
+            }
             let (xhat, xhat_error) = (c.xhat(x[i]), c.xhat_error(x[i]));
             let slope = (xhat.abs() * sum_xhat.bound[at] + c.root * xhat_error * sum_xhat.want[at].abs()) / m;
             let error = c.root * g[i].abs() + sum.bound[at] / m + slope;
@@ -196,10 +202,12 @@ impl<B: Backend> Rig<B> {
             let at = channel_of(p, i);
             let c = &channels[at];
             let xhat = c.xhat(x[i]);
+            // Running statistics bring errors of their own; the sum has that of its terms all the same.
+            let root = c.root.max(2.0 * (g.len() as f64 / channels.len() as f64).sqrt());
             sum.want[at] += g[i];
-            sum.bound[at] += c.root * g[i].abs();
+            sum.bound[at] += root * g[i].abs();
             sum_xhat.want[at] += g[i] * xhat;
-            sum_xhat.bound[at] += c.root * g[i].abs() * (xhat.abs() + c.xhat_error(x[i]));
+            sum_xhat.bound[at] += root * g[i].abs() * (xhat.abs() + c.xhat_error(x[i]));
         }
         [sum, sum_xhat]
     }

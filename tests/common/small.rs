@@ -118,27 +118,45 @@ fn loss_bounds(z: &[f64], labels: &[u32], classes: usize, smoothing: f64, eps: f
     (loss, grad)
 }
 
-/// Several steps with momentum, with and without Nesterov and weight decay.
+/// Several steps with momentum, with and without Nesterov and weight decay, which some parameters are exempt from.
 pub fn sgd<B: Backend>(make: &dyn Fn(Spec) -> B) {
     for (momentum, weight_decay, nesterov) in
         [(0.9, 5e-4, true), (0.9, 5e-4, false), (0.9, 0.0, true), (0.0, 5e-4, false), (0.5, 0.3, true)]
     {
         let mut build = Build::new(1);
-        for len in [1, 40, 5, 1001] {
+        for len in [1, 40, 5, 1001, 17_000, 1] {
             build.param(&[len], None);
             build.param(&[len, 3], Some((0..len as u32).map(|i| 3 * i + i % 3).collect()));
+            build.param(&[len], Some(vec![]));
         }
+        let exempt = |i: usize| i % 5 == 2 || i % 7 == 3 || i > 14;
+        build.0.params.iter_mut().enumerate().for_each(|(i, p)| p.decay = !exempt(i));
         let step = SgdStep { lr: 0.1, momentum, weight_decay, nesterov };
         let mut rig = Rig::new(build, make, format!("{step:?}"));
         let zero = vec![0.0; rig.exact.spec().stored()];
         rig.set_store(Store::Momentum, &zero);
+        let decays: Vec<bool> = rig.exact.spec().params.iter().flat_map(|p| p.range.clone().map(|_| p.decay)).collect();
+        let flips = rig.exact.spec().decay_flips();
+        for (i, decays) in decays.iter().enumerate() {
+            assert_eq!(flips.iter().filter(|&&f| f <= i).count() % 2 == 0, *decays, "element {i}");
+        }
         for i in 0..5 {
+            let before = [Store::Values, Store::Momentum].map(|s| rig.store(s).to_vec());
             rig.set_store(Store::Grads, &normal(&format!("gradient {i}"), zero.len()));
             rig.dev.sgd(step);
             rig.exact.sgd(step);
             rig.mag.sgd(SgdStep { lr: -step.lr, ..step }); // so that all terms add up
             let outs = [Place::Values, Place::Momentum].map(|p| rig.by_mag(p, 1, 4 * (i + 1)));
             rig.check("sgd", 1, &outs);
+            let grads = rig.store(Store::Grads);
+            let formula = |(i, &decays): (usize, &bool)| {
+                let g = if decays { grads[i] + weight_decay * before[0][i] } else { grads[i] };
+                let m = momentum * before[1][i] + g;
+                let want = before[0][i] - 0.1 * if nesterov { g + momentum * m } else { m };
+                (want, 1e-6 * (1.0 + before[0][i].abs() + before[1][i].abs() + grads[i].abs()))
+            };
+            let (want, tol): (Vec<f64>, Vec<f64>) = decays.iter().enumerate().map(formula).unzip();
+            compare("sgd by its formula", rig.store(Store::Values), &want, &tol);
         }
         assert!(f64s(&rig.dev.read_store(Store::Values)).iter().all(|v| v.is_finite()));
     }

@@ -11,8 +11,8 @@ use sparse_engine::rng::{Purpose, Stream};
 use sparse_engine::shape::ConvGeom;
 use sparse_engine::sparsity::Mask;
 
-const BATCH: usize = 33;
-const STEP: SgdStep = SgdStep { lr: 0.1, momentum: 0.9, weight_decay: 5e-4, nesterov: true };
+pub const BATCH: usize = 33;
+pub const STEP: SgdStep = SgdStep { lr: 0.1, momentum: 0.9, weight_decay: 5e-4, nesterov: true };
 
 /// A NaN reaches the output through a ReLU too: otherwise a diverged network would go on with a finite loss.
 pub fn nan_is_kept<B: Backend>(make: &dyn Fn(Spec) -> B) {
@@ -71,13 +71,13 @@ struct Trace {
     running: Vec<f64>,
 }
 
-fn graph() -> Graph {
+pub fn graph() -> Graph {
     models::resnet(8, 5, 3, 10, 9).unwrap()
 }
 
-/// A network with about a third of its weights and a given state.
-fn net<B: Backend>(graph: &Graph, make: &dyn Fn(Spec) -> B) -> Net<B> {
-    let masks: Vec<Mask> = graph
+/// Masks that keep about a third of the weights.
+pub fn masks(graph: &Graph) -> Vec<Mask> {
+    graph
         .maskable()
         .into_iter()
         .map(|m| {
@@ -86,8 +86,12 @@ fn net<B: Backend>(graph: &Graph, make: &dyn Fn(Spec) -> B) -> Net<B> {
             let kept: Vec<u32> = (0..size as u32).filter(|&i| stream.uniform(u64::from(i)) < 0.35).collect();
             Mask { name: m.name, shape: m.shape, density: 0.35, kept: Some(kept.into()), block: None }
         })
-        .collect();
-    let mut net = Net::new(graph, &masks, BATCH, |spec| Ok(make(spec))).unwrap();
+        .collect()
+}
+
+/// A network with about a third of its weights and a given state.
+fn net<B: Backend>(graph: &Graph, make: &dyn Fn(Spec) -> B) -> Net<B> {
+    let mut net = Net::new(graph, &masks(graph), BATCH, |spec| Ok(make(spec))).unwrap();
     net.init(graph, 1);
     net
 }
@@ -179,7 +183,7 @@ pub fn tensors_share_places<B: Backend>(make: &dyn Fn(Spec) -> B) {
 }
 
 /// A network with what ResNets for small images have not: large kernels, a maximum, a bottleneck, a lone addition.
-fn odd_graph() -> Graph {
+pub fn odd_graph() -> Graph {
     let mut g = Graph::new(3, 17, 15);
     let x = g.conv("stem", g.input(), 6, 7, 2, 3).unwrap();
     let x = g.norm("bn", x);

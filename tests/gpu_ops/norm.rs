@@ -175,50 +175,60 @@ fn sums<D: Driver>(driver: &D) {
             let v: Vec<f64> = normal(name, c).iter().map(|v| by * v.abs() + 0.1).collect();
             pad(&stored(F32, &v), c)
         });
-        let mut state = vec![f64::NAN; 8 * cp];
-        state[2 * cp..3 * cp].copy_from_slice(&mean);
-        state[3 * cp..4 * cp].copy_from_slice(&rstd);
-        let held = [&pairs, &gamma, &state].map(|v| Held::numbers(driver, F32, v));
-        let grads = [(); 2].map(|()| Held::room(driver, F32, c));
-        let args = NormSums {
-            partials: held[0].at(),
-            blocks: blocks as u64,
-            rows: rows as u64,
-            gamma: held[1].at(),
-            dgamma: grads[0].at(),
-            dbeta: grads[1].at(),
-            state: held[2].at(),
-            c: c as u32,
-            cp: cp as u32,
-        };
-        // SAFETY: buffers of exactly these sizes.
-        unsafe { norm_sums(driver, &args) }.unwrap();
-        let (dgamma, dbeta, got) = (grads[0].f64s(F32), grads[1].f64s(F32), held[2].f64s(F32));
-        assert!(got[..2 * cp].iter().chain(&got[4 * cp..5 * cp]).all(|v| v.is_nan()), "other rows stay");
-        for ch in 0..cp {
-            let k: Vec<f64> = (5..8).map(|row| got[row * cp + ch]).collect();
-            if ch >= c {
-                assert_eq!(k, [0.0; 3], "padding");
-                continue;
+        // Statistics of a batch have a variance; running ones -1 in its place, and keep the gradient's coefficients.
+        for variance in [f64::NAN, 0.0, -1.0] {
+            let mut state = vec![f64::NAN; 8 * cp];
+            state[2 * cp..3 * cp].copy_from_slice(&mean);
+            state[3 * cp..4 * cp].copy_from_slice(&rstd);
+            state[4 * cp..5 * cp].fill(variance);
+            state[5 * cp..].fill(7.0);
+            let frozen = variance < 0.0;
+            let held = [&pairs, &gamma, &state].map(|v| Held::numbers(driver, F32, v));
+            let grads = [(); 2].map(|()| Held::room(driver, F32, c));
+            let args = NormSums {
+                partials: held[0].at(),
+                blocks: blocks as u64,
+                rows: rows as u64,
+                gamma: held[1].at(),
+                dgamma: grads[0].at(),
+                dbeta: grads[1].at(),
+                state: held[2].at(),
+                c: c as u32,
+                cp: cp as u32,
+            };
+            // SAFETY: buffers of exactly these sizes.
+            unsafe { norm_sums(driver, &args) }.unwrap();
+            let (dgamma, dbeta, got) = (grads[0].f64s(F32), grads[1].f64s(F32), held[2].f64s(F32));
+            assert!(got[..2 * cp].iter().all(|v| v.is_nan()), "other rows stay");
+            for ch in 0..cp {
+                let k: Vec<f64> = (5..8).map(|row| got[row * cp + ch]).collect();
+                if ch >= c {
+                    assert_eq!(k, [0.0; 3], "padding");
+                    continue;
+                }
+                assert!(got[4 * cp + ch] == variance || variance.is_nan(), "the variance is only read");
+                let s: Vec<f64> = (0..2).map(|i| (0..blocks).map(|b| pairs[2 * (b * cp + ch) + i]).sum()).collect();
+                let size = (0..blocks).map(|b| pairs[2 * (b * cp + ch)].abs()).sum::<f64>() * 1e-10;
+                let (m, r, n) = (mean[ch], rstd[ch], rows as f64);
+                let k0 = gamma[ch] * r;
+                let k1 = -k0 * r * r * s[1] / n;
+                let mut want = [s[0], s[1] * r, k0, k1, -k0 * s[0] / n - m * k1];
+                if frozen {
+                    want[2..].fill(7.0);
+                }
+                // Sums are exact to double; a result is rounded once, k1 once more in k2.
+                let bound = [0, 1, 2, 3, 4].map(|i| match i {
+                    0 => EPS * s[0].abs() + size,
+                    4 => EPS * ((k0 * s[0] / n).abs() + 2.0 * (m * k1).abs()),
+                    i => EPS * want[i].abs(),
+                });
+                close(
+                    &format!("norm_sums {blocks} blocks, channel {ch} of {c}"),
+                    &[dbeta[ch], dgamma[ch], k[0], k[1], k[2]],
+                    &want,
+                    &bound,
+                );
             }
-            let s: Vec<f64> = (0..2).map(|i| (0..blocks).map(|b| pairs[2 * (b * cp + ch) + i]).sum()).collect();
-            let size = (0..blocks).map(|b| pairs[2 * (b * cp + ch)].abs()).sum::<f64>() * 1e-10;
-            let (m, r, n) = (mean[ch], rstd[ch], rows as f64);
-            let k0 = gamma[ch] * r;
-            let k1 = -k0 * r * r * s[1] / n;
-            let want = [s[0], s[1] * r, k0, k1, -k0 * s[0] / n - m * k1];
-            // Sums are exact to double; a result is rounded once, k1 once more in k2.
-            let bound = [0, 1, 2, 3, 4].map(|i| match i {
-                0 => EPS * s[0].abs() + size,
-                4 => EPS * ((k0 * s[0] / n).abs() + 2.0 * (m * k1).abs()),
-                i => EPS * want[i].abs(),
-            });
-            close(
-                &format!("norm_sums {blocks} blocks, channel {ch} of {c}"),
-                &[dbeta[ch], dgamma[ch], k[0], k[1], k[2]],
-                &want,
-                &bound,
-            );
         }
     }
 }
@@ -286,14 +296,17 @@ fn running<D: Driver>(driver: &D) {
     for (i, &c) in widths.iter().enumerate() {
         let (h, cp) = (&held[i], padded(c));
         let got = h[0].0.f64s(F32);
-        assert_eq!(got[2 * cp..], h[0].1[2 * cp..], "only two rows are written");
         for ch in 0..cp {
-            let got = [got[ch], got[cp + ch]];
+            let row = |row: usize| got[row * cp + ch];
             if ch >= c {
-                assert_eq!(got, [0.0; 2], "padding");
+                assert!((0..8).all(|r| row(r) == 0.0), "padding");
                 continue;
             }
-            let scale = h[2].1[ch] / (want[i][c + ch] + 1e-3).sqrt();
+            assert_eq!([2, 4, 5, 6, 7].map(row), [want[i][ch], -1.0, row(0), 0.0, 0.0], "mean, no variance, k0 to k2");
+            let rstd = 1.0 / (want[i][c + ch] + 1e-3).sqrt();
+            close("1/sqrt", &[row(3)], &[rstd], &[EPS * rstd]);
+            let got = [row(0), row(1)];
+            let scale = h[2].1[ch] * rstd;
             let (beta, mean) = (h[3].1[ch], want[i][ch]);
             let bound = [EPS * scale.abs(), EPS * (beta.abs() + 2.0 * (mean * scale).abs())];
             close(&format!("norm_running, channel {ch} of {c}"), &got, &[scale, beta - mean * scale], &bound);

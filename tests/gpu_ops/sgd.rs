@@ -9,12 +9,17 @@ use sparse_engine::backend::gpu::ops::state::StepState;
 use sparse_engine::backend::gpu::{self, Driver};
 
 /// A step on the device of `n` elements behind three addresses, without copies.
-fn step_once<D: Driver>(driver: &D, [values, grads, momentum]: [u64; 3], n: usize, state: StepState) {
+fn step_once<D: Driver>(driver: &D, addresses: [u64; 3], n: usize, state: StepState) {
+    step_exempt(driver, addresses, n, 0, state);
+}
+
+/// The same, `exempt` the address of bits.
+fn step_exempt<D: Driver>(driver: &D, [values, grads, momentum]: [u64; 3], n: usize, exempt: u64, state: StepState) {
     let mut held = driver.alloc(size_of::<StepState>()).unwrap();
     driver.upload(&mut held, bytemuck::bytes_of(&state)).unwrap();
     let store = SgdStore { values, n: n as u64, ..SgdStore::default() };
     // SAFETY: the callers' buffers hold n elements and more.
-    unsafe { sgd_step(driver, Element::F32, &store, grads, momentum, driver.address(&held)) }.unwrap();
+    unsafe { sgd_step(driver, Element::F32, &store, grads, momentum, exempt, driver.address(&held)) }.unwrap();
     driver.synchronise().unwrap();
 }
 
@@ -120,6 +125,11 @@ fn check_all<D: Driver>(driver: &D) {
             check(driver, 1023, offset, step); // 4: aligned again
         }
     }
+    for n in [1, 3, 4, 31, 32, 33, 35, 64, 127, 255, 1023, 1028, 4097] {
+        for (which, exempt) in EXEMPT.into_iter().enumerate() {
+            exempted(driver, n, which, exempt);
+        }
+    }
     for n in [1, 5, 1028, 2051] {
         held_and_broken(driver, n);
         unscaled(driver, n);
@@ -147,6 +157,36 @@ fn bits(v: &[f32]) -> Vec<u32> {
     v.iter().map(|v| v.to_bits()).collect()
 }
 
+/// Which of `n` parameters have no weight decay.
+const EXEMPT: [fn(usize, usize) -> bool; 5] =
+    [|_, _| true, |i, _| i % 3 == 1, |i, n| i + 1 == n, |i, _| (30..37).contains(&i), |i, n| i > n / 2];
+
+/// Exempt parameters step as without weight decay, the others as ever; bits behind the last parameter say nothing. The
+/// values are at an address that allows 128-bit accesses, and then are not.
+fn exempted<D: Driver>(driver: &D, n: usize, which: usize, exempt: fn(usize, usize) -> bool) {
+    let step = STEPS[3];
+    let words: Vec<u32> = (0..n.div_ceil(32))
+        .map(|w| (0..32).map(|bit| u32::from(32 * w + bit >= n || exempt(32 * w + bit, n)) << bit).sum())
+        .collect();
+    let bits_held = buffer(driver, &words);
+    for offset in [0, 1] {
+        let mut host = [1u64, 2, 3].map(|seed| numbers(seed + n as u64, n + offset));
+        let bufs = host.each_ref().map(|d| buffer(driver, d));
+        let addresses = bufs.each_ref().map(|b| driver.address(b) + 4 * offset as u64);
+        step_exempt(driver, addresses, n, driver.address(&bits_held), step.into());
+        let [v, g, m] = &mut host;
+        for i in 0..n {
+            let weight_decay = if exempt(i, n) { 0.0 } else { step.weight_decay };
+            let at = i + offset..i + offset + 1;
+            reference_f32(&mut v[at.clone()], &g[at.clone()], &mut m[at], SgdStep { weight_decay, ..step });
+        }
+        for (buf, want) in bufs.iter().zip(&host) {
+            assert!(bits(&content(driver, buf, n + offset)) == bits(want), "case {which}, n {n}, offset {offset}");
+        }
+    }
+    assert_eq!(content::<D, u32>(driver, &bits_held, words.len()), words);
+}
+
 /// Nothing is written in a step that is held, nor after a broken one.
 fn held_and_broken<D: Driver>(driver: &D, n: usize) {
     let data = [1u64, 2, 3].map(|seed| numbers(seed, n));
@@ -159,7 +199,7 @@ fn held_and_broken<D: Driver>(driver: &D, n: usize) {
     for (hold, broken) in [(1, 0), (0, 1), (2, u64::MAX)] {
         let state = buffer(driver, &[StepState { hold, broken, ..STEPS[0].into() }]);
         // SAFETY: buffers of n elements; nothing is written to the copy that all would share.
-        unsafe { sgd_step(driver, Element::F32, &store, grads, momentum, driver.address(&state)) }.unwrap();
+        unsafe { sgd_step(driver, Element::F32, &store, grads, momentum, 0, driver.address(&state)) }.unwrap();
         for (buf, want) in bufs.iter().zip(&data) {
             assert_eq!(bits(&content(driver, buf, n)), bits(want), "hold {hold} broken {broken}");
         }
@@ -244,7 +284,7 @@ fn copies<D: Driver>(driver: &D, n: usize, element: Element) {
         if turn < 2 {
             let state = buffer(driver, &[StepState::from(STEPS[1])]);
             // SAFETY: buffers of n elements, places inside the copies and no two alike.
-            unsafe { sgd_step(driver, element, &store, grads, momentum, driver.address(&state)) }.unwrap();
+            unsafe { sgd_step(driver, element, &store, grads, momentum, 0, driver.address(&state)) }.unwrap();
             reference_f32(&mut v, &g, &mut m, STEPS[1]);
         } else {
             // SAFETY: as above.
