@@ -17,6 +17,7 @@ pub mod models;
 pub mod optim;
 pub mod report;
 pub mod rng;
+pub mod saliency;
 pub mod shape;
 pub mod sparsity;
 pub mod train;

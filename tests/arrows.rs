@@ -20,9 +20,22 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("report", &["backend", "config", "data", "error"]),
         ("graph", &["backend", "shape", "rng", "sparsity", "error"]),
         ("models", &["graph", "shape", "error"]),
+        ("saliency", &["backend", "error", "graph", "rng", "shape", "sparsity"]),
         (
             "train",
-            &["backend", "checkpoint", "config", "data", "error", "graph", "models", "optim", "report", "sparsity"],
+            &[
+                "backend",
+                "checkpoint",
+                "config",
+                "data",
+                "error",
+                "graph",
+                "models",
+                "optim",
+                "report",
+                "saliency",
+                "sparsity",
+            ],
         ),
         (
             "cli",
