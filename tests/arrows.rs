@@ -12,6 +12,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("backend", &["shape", "error"]),
         ("sparsity", &["rng", "shape", "error"]),
         ("data", &["rng", "error"]),
+        ("metrics", &["error"]),
         ("config", &["data", "shape", "sparsity", "error"]),
         ("optim", &["config", "error"]),
         ("bench", &["backend", "error", "graph", "models", "rng", "shape", "sparsity"]),
@@ -22,7 +23,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("models", &["graph", "shape", "error"]),
         (
             "train",
-            &["backend", "checkpoint", "config", "data", "error", "graph", "models", "optim", "report", "sparsity"],
+            &["backend", "checkpoint", "config", "data", "error", "graph", "metrics", "models", "optim", "report", "sparsity"],
         ),
         (
             "cli",
@@ -34,6 +35,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
                 "data",
                 "error",
                 "graph",
+                "metrics",
                 "models",
                 "report",
                 "shape",

@@ -4,6 +4,7 @@
 pub mod files;
 mod machine;
 mod metrics;
+mod npz;
 mod plan_file;
 mod run_dir;
 mod summary;
@@ -11,6 +12,7 @@ mod version;
 
 pub use machine::Machine;
 pub use metrics::{METRICS_SCHEMA, MetricsWriter, Record, read_metrics};
+pub use npz::{NpzArray, Numbers, write_npz};
 pub use plan_file::{read_gpu_plan, read_plan, write_gpu_plan, write_plan};
 pub use run_dir::RunDir;
 pub use summary::{DataInfo, EpochScore, MaskInfo, Results, SUMMARY_SCHEMA, Summary};
