@@ -23,7 +23,19 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("models", &["graph", "shape", "error"]),
         (
             "train",
-            &["backend", "checkpoint", "config", "data", "error", "graph", "metrics", "models", "optim", "report", "sparsity"],
+            &[
+                "backend",
+                "checkpoint",
+                "config",
+                "data",
+                "error",
+                "graph",
+                "metrics",
+                "models",
+                "optim",
+                "report",
+                "sparsity",
+            ],
         ),
         (
             "cli",

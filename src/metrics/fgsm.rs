@@ -137,7 +137,8 @@ impl Fgsm<'_> {
         let fits = |(m, s): (&f64, &f64)| m.is_finite() && s.is_finite() && *s > 0.0;
         if channels == 0 || channels != self.std.len() || !self.mean.iter().zip(self.std).all(fits) {
             let (m, s) = (self.mean, self.std);
-            let what = format!("means {m:?} and deviations {s:?}: wanted one of each a channel, finite, std above zero");
+            let what =
+                format!("means {m:?} and deviations {s:?}: wanted one of each a channel, finite, std above zero");
             return Err(Error::Usage(what));
         }
         let image = plane.checked_mul(channels).filter(|&size| size > 0);

@@ -36,7 +36,8 @@ impl Logits {
         let (n, classes) = (labels.len(), self.classes);
         if Some(logits.len()) != n.checked_mul(classes) || indices.len() != n {
             let (l, i) = (logits.len(), indices.len());
-            let what = format!("{l} logits and {i} indices for {n} labels: wanted {classes} logits and an index a label");
+            let what =
+                format!("{l} logits and {i} indices for {n} labels: wanted {classes} logits and an index a label");
             return Err(Error::Failed(what));
         }
         if let Some(i) = labels.iter().position(|&label| label as usize >= classes) {
