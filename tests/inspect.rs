@@ -55,6 +55,8 @@ fn figures_of_the_paper() {
         let macs = report["macs_dense"].as_f64().unwrap();
         assert!((macs / 1e6 - mmac).abs() <= 0.005 + 1e-9, "{name}-{width}: {macs}");
         if let Some(ratio) = ratio {
+            let got = report["flops_formula"].as_f64().unwrap() / report["flops_dense"].as_f64().unwrap();
+            assert!((got - ratio).abs() <= 0.5e-4, "{name}-{width}: {got}, to the printed digit");
             let got = report["flops_sparse"].as_f64().unwrap() / report["flops_dense"].as_f64().unwrap();
             assert!((got - ratio).abs() <= 1e-4, "{name}-{width}: {got}");
         }
@@ -79,12 +81,15 @@ fn json_has_the_documented_keys_and_its_sums_agree() {
         let report = json(arguments);
         let keys: Vec<_> = report.as_object().unwrap().keys().map(String::as_str).collect();
         let wanted = "model width classes channels image_size method density mask_draw pattern seed params maskable nnz \
-                      macs_dense macs_sparse flops_dense flops_sparse train_flops_dense train_flops_sparse layers";
+                      macs_dense macs_sparse flops_dense flops_sparse flops_formula train_flops_dense train_flops_sparse \
+                      train_flops_formula layers";
         assert_eq!(keys, wanted.split_whitespace().collect::<Vec<_>>(), "{arguments}");
         for layer in report["layers"].as_array().unwrap() {
             let keys: Vec<_> = layer.as_object().unwrap().keys().map(String::as_str).collect();
-            assert_eq!(keys, ["name", "shape", "size", "density", "realised", "nnz", "macs", "macs_sparse", "pattern"]);
             let number = |key: &str| layer[key].as_u64().unwrap();
+            let wanted = "name shape size density realised nnz macs macs_sparse macs_formula pattern";
+            assert_eq!(keys, wanted.split(' ').collect::<Vec<_>>());
+            assert_eq!(layer["macs_formula"], number("macs") as f64 * layer["density"].as_f64().unwrap());
             let shape = layer["shape"].as_array().unwrap().iter().map(|side| side.as_u64().unwrap());
             assert_eq!(shape.product::<u64>(), number("size"));
             assert_eq!(layer["realised"].as_f64().unwrap(), number("nnz") as f64 / number("size") as f64);
@@ -97,6 +102,10 @@ fn json_has_the_documented_keys_and_its_sums_agree() {
         assert_eq!(report["nnz"], sum(&report, "nnz"), "{arguments}");
         assert_eq!(report["macs_dense"], sum(&report, "macs"), "{arguments}");
         assert_eq!(report["macs_sparse"], sum(&report, "macs_sparse"), "{arguments}");
+        let formula = |key: &str| report[key].as_f64().unwrap();
+        let macs = report["layers"].as_array().unwrap().iter().map(|l| l["macs_formula"].as_f64().unwrap());
+        assert!((formula("flops_formula") / (2.0 * macs.sum::<f64>()) - 1.0).abs() <= 1e-12, "{arguments}");
+        assert!((formula("train_flops_formula") / formula("flops_formula") - 3.0).abs() <= 1e-12, "{arguments}");
         for kind in ["dense", "sparse"] {
             let macs = report[format!("macs_{kind}")].as_u64().unwrap();
             assert_eq!(report[format!("flops_{kind}")], 2 * macs);

@@ -6,8 +6,9 @@ use super::plan_text;
 use super::table::aligned;
 use crate::backend::cpu::plan::{LayerPlan, Plan};
 use crate::error::{Error, Result};
+use crate::metrics::{Flops, LayerWork};
 use crate::report::read_plan;
-use crate::sparsity::{Draw, Fallback, Form, LayerShare, Mask, Method, Pattern, Ratio, layer_shares};
+use crate::sparsity::{Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, Ratio, layer_shares};
 use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
@@ -46,8 +47,8 @@ pub fn write(args: &InspectArgs, out: &mut dyn Write) -> Result<()> {
     }
 }
 
-/// The JSON object. Multiply-accumulates and FLOPs are those of one image; FLOPs = 2 x MAC, and a training step costs
-/// three forward passes (paper section 6).
+/// The JSON object. Multiply-accumulates and FLOPs are those of one image (`crate::metrics::Flops`): `sparse` ones of the
+/// weights kept, `formula` ones by the layers' densities before they are rounded to counts.
 #[derive(Serialize)]
 struct Report {
     model: String,
@@ -68,8 +69,10 @@ struct Report {
     macs_sparse: u64,
     flops_dense: u64,
     flops_sparse: u64,
+    flops_formula: f64,
     train_flops_dense: u64,
     train_flops_sparse: u64,
+    train_flops_formula: f64,
     layers: Vec<Layer>,
     #[serde(skip)]
     head: String,
@@ -89,6 +92,8 @@ struct Layer {
     nnz: usize,
     macs: u64,
     macs_sparse: u64,
+    /// macs x density.
+    macs_formula: f64,
     /// "dense", "unstructured" or the blocks it keeps, such as "block:16x16".
     pattern: String,
     /// How many blocks it keeps, of how many.
@@ -137,7 +142,12 @@ impl Report {
             let plan = plan.as_ref()?.layers[l].plan;
             Some(Planned { plan, patch: plan.patch(&graph.convs()[l].geom), patches: plan.cut[0] * plan.cut[1] })
         };
-        for (l, ((tensor, macs), share)) in maskable.into_iter().zip(graph.macs()).zip(&shares).enumerate() {
+        let work = |((tensor, macs), share): ((&Maskable, u64), &LayerShare)| {
+            let (size, kept) = (tensor.size() as u64, share.nnz as u64);
+            LayerWork { macs, size, density: share.density, kept }
+        };
+        let flops = Flops::of(maskable.iter().zip(graph.macs()).zip(&shares).map(work));
+        for (l, ((tensor, cost), share)) in maskable.into_iter().zip(&flops.layers).zip(&shares).enumerate() {
             let (size, LayerShare { density, nnz, form }) = (tensor.size(), *share);
             layers.push(Layer {
                 name: tensor.name,
@@ -146,16 +156,16 @@ impl Report {
                 density,
                 realised: nnz as f64 / size as f64,
                 nnz,
-                macs,
-                macs_sparse: macs / size as u64 * nnz as u64, // exact: macs = size x output pixels
+                macs: cost.dense / 2,
+                macs_sparse: cost.realised / 2,
+                macs_formula: cost.formula / 2.0,
                 pattern: form.to_string(),
                 blocks: if let Form::Blocks { kept, of, .. } = form { Some([kept, of]) } else { None },
                 fallback: if let Form::Unstructured(why) = form { why } else { None },
                 plan: planned(l),
             });
         }
-        let macs_dense = layers.iter().map(|l| l.macs).sum();
-        let macs_sparse = layers.iter().map(|l| l.macs_sparse).sum();
+        let (forward, training) = (flops.total, flops.training());
         Ok(Report {
             model: network.model.to_string(),
             width: network.width,
@@ -170,12 +180,14 @@ impl Report {
             params: graph.param_count(),
             maskable: layers.iter().map(|l| l.size).sum(),
             nnz: layers.iter().map(|l| l.nnz).sum(),
-            macs_dense,
-            macs_sparse,
-            flops_dense: 2 * macs_dense,
-            flops_sparse: 2 * macs_sparse,
-            train_flops_dense: 6 * macs_dense,
-            train_flops_sparse: 6 * macs_sparse,
+            macs_dense: forward.dense / 2,
+            macs_sparse: forward.realised / 2,
+            flops_dense: forward.dense,
+            flops_sparse: forward.realised,
+            flops_formula: forward.formula,
+            train_flops_dense: training.dense,
+            train_flops_sparse: training.realised,
+            train_flops_formula: training.formula,
             layers,
             head: network.describe(),
             plan,
@@ -210,13 +222,16 @@ impl Report {
         let ratio = |sparse: u64, dense: u64| format!("{:.4}", sparse as f64 / dense as f64);
         let line =
             |name: &str, dense: u64, sparse: u64| [name.to_string(), count(dense), count(sparse), ratio(sparse, dense)];
+        let formula = |dense: u64, sparse: f64| line("  by the densities, not rounded", dense, sparse.round() as u64);
         text += "\n";
         text += &aligned(
             &[
                 ["", "dense", "sparse", "ratio"].map(String::from),
                 line("parameters, batch norm and biases too", self.params as u64, stored as u64),
                 line("FLOPs of one image, 2 x MAC", self.flops_dense, self.flops_sparse),
+                formula(self.flops_dense, self.flops_formula),
                 line("FLOPs to train on one image, 3 x forward", self.train_flops_dense, self.train_flops_sparse),
+                formula(self.train_flops_dense, self.train_flops_formula),
             ],
             |c| c == 0,
         );

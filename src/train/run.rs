@@ -277,7 +277,7 @@ impl<'a, T: Trainer> Run<'a, T> {
 
     fn start_info(&self) -> StartInfo {
         let setup = self.setup;
-        let (flops_dense, flops_sparse) = setup.flops();
+        let flops = setup.flops().total;
         let (maskable, nnz) = setup.weights();
         StartInfo {
             model: setup.config.network(),
@@ -294,8 +294,8 @@ impl<'a, T: Trainer> Run<'a, T> {
             nnz,
             pattern: setup.config.pattern.block().map(|_| setup.config.pattern.to_string()),
             in_blocks: setup.in_blocks(),
-            flops_dense,
-            flops_sparse,
+            flops_dense: flops.dense,
+            flops_sparse: flops.realised,
             image: setup.data.shape,
             classes: setup.data.classes,
             train_images: setup.train.len(),
@@ -330,7 +330,7 @@ impl<'a, T: Trainer> Run<'a, T> {
             }
             (None, _) => {}
         }
-        let (flops_dense, flops_sparse) = setup.flops();
+        let flops = setup.flops().total;
         let (maskable, nnz) = setup.weights();
         let (steps, images) = (self.progress.step, config.epochs as f64 * setup.train.len() as f64);
         Ok(Summary {
@@ -350,8 +350,8 @@ impl<'a, T: Trainer> Run<'a, T> {
             nnz,
             density_target: setup.density.value(),
             density: nnz as f64 / maskable as f64,
-            flops_dense,
-            flops_sparse,
+            flops_dense: flops.dense,
+            flops_sparse: flops.realised,
             bytes_dense: self.bytes_dense,
             bytes_sparse: self.trainer.net().backend().bytes(),
             epochs: config.epochs,

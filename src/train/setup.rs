@@ -7,6 +7,7 @@ use crate::backend::Backend;
 use crate::checkpoint::{GivenWeights, NetState, read_weights};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, InitScale, Net};
+use crate::metrics::{Flops, LayerWork};
 use crate::models;
 use crate::report::DataInfo;
 use crate::sparsity::{Density, Mask, Method};
@@ -131,11 +132,13 @@ impl Setup {
         (blocks().count(), masked, blocks().map(|m| m.nnz() as u64).sum())
     }
 
-    /// FLOPs (2 x MAC) of one image forward at this input size: of the dense network, and of the kept weights.
-    pub fn flops(&self) -> (u64, u64) {
-        let macs = self.graph.macs();
-        let pixels = macs.iter().zip(&self.masks).map(|(&macs, mask)| (macs / mask.size() as u64, mask.nnz() as u64));
-        (2 * macs.iter().sum::<u64>(), 2 * pixels.map(|(pixels, nnz)| pixels * nnz).sum::<u64>())
+    /// FLOPs of one image forward at this input size.
+    pub fn flops(&self) -> Flops {
+        let work = |(macs, mask): (u64, &Mask)| {
+            let (size, kept) = (mask.size() as u64, mask.nnz() as u64);
+            LayerWork { macs, size, density: mask.density, kept }
+        };
+        Flops::of(self.graph.macs().into_iter().zip(&self.masks).map(work))
     }
 }
 
