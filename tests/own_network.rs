@@ -92,8 +92,10 @@ fn sizes_names_and_references_follow_the_words() {
 fn what_is_wrong_is_said_with_its_place() {
     let list = |layers: &str| format!("layers = [{layers}]");
     let end = r#"{ op = "pool" }, { op = "linear" }"#;
-    let deep = (0..12).fold(end.to_string(), |inner, _| format!("{{ op = \"repeat\", times = 1, layers = [{inner}] }}"));
-    let many = r#"{ op = "repeat", times = 1000, layers = [{ op = "repeat", times = 1000, layers = [{ op = "relu" }] }] }"#;
+    let deep =
+        (0..12).fold(end.to_string(), |inner, _| format!("{{ op = \"repeat\", times = 1, layers = [{inner}] }}"));
+    let many =
+        r#"{ op = "repeat", times = 1000, layers = [{ op = "repeat", times = 1000, layers = [{ op = "relu" }] }] }"#;
     for (text, wanted) in [
         ("layers = [", "line 1: not valid TOML"),
         ("a = 1\nlayers = []", "unknown key \"a\""),
@@ -103,17 +105,29 @@ fn what_is_wrong_is_said_with_its_place() {
         (&list("3"), "layers[0]: wanted a table"),
         (&list("{ op = \"conv2d\" }"), "layers[0]: unknown op \"conv2d\": wanted one of conv, bn"),
         (&list("{ name = \"x\" }"), "layers[0]: wanted op"),
-        (&list("{ op = \"conv\", chanels = 3 }"), "layers[0] (conv): unknown word \"chanels\" (allowed: name, input, channels"),
+        (
+            &list("{ op = \"conv\", chanels = 3 }"),
+            "layers[0] (conv): unknown word \"chanels\" (allowed: name, input, channels",
+        ),
         (&list("{ op = \"conv\", channels = 0 }"), "channels: wanted a whole number from 1 to 65536, got 0"),
         (&list("{ op = \"conv\", channels = -1 }"), "got -1"),
         (&list("{ op = \"conv\", channels = 9223372036854775807 }"), "from 1 to 65536"),
         (&list("{ op = \"conv\", channels = [1, 2] }"), "a list belongs into a repeat"),
         (&list("{ op = \"conv\", kernel = 33, pad = 0 }"), "layers[0] (conv): layer conv1: a 33x33 convolution"),
-        (&list("{ op = \"relu\", input = \"x\" }"), "layers[0] (relu): no layer \"x\" before this one (there are: input)"),
+        (
+            &list("{ op = \"relu\", input = \"x\" }"),
+            "layers[0] (relu): no layer \"x\" before this one (there are: input)",
+        ),
         (&list("{ op = \"bn\", name = \"a b\" }"), "name: wanted a word of letters"),
         (&list("{ op = \"bn\", name = \"input\" }"), "choose another"),
-        (&list(&format!("{{ op = \"bn\", name = \"a\" }}, {{ op = \"bn\", name = \"a\" }}, {end}")), "layers[1] (bn): a second layer is named \"a\""),
-        (&list("{ op = \"conv\", channels = 4, name = \"a\" }, { op = \"add\", with = \"input\" }"), "layers[1] (add): an addition wants operands of one shape"),
+        (
+            &list(&format!("{{ op = \"bn\", name = \"a\" }}, {{ op = \"bn\", name = \"a\" }}, {end}")),
+            "layers[1] (bn): a second layer is named \"a\"",
+        ),
+        (
+            &list("{ op = \"conv\", channels = 4, name = \"a\" }, { op = \"add\", with = \"input\" }"),
+            "layers[1] (add): an addition wants operands of one shape",
+        ),
         (&list("{ op = \"add\" }"), "wanted with = \"NAME\""),
         (&list("{ op = \"linear\" }"), "layers[0] (linear): layer linear1: a linear layer"),
         (&list("{ op = \"pool\", kind = \"avg\" }"), "kind \"avg\": wanted \"mean\" or \"max\""),
@@ -121,7 +135,10 @@ fn what_is_wrong_is_said_with_its_place() {
         (&list("{ op = \"pool\", kind = \"max\", size = 40 }"), "40x40 maximum pooling"),
         (&list("{ op = \"repeat\", layers = [] }"), "wanted times = N"),
         (&list("{ op = \"repeat\", times = 2 }"), "wanted layers"),
-        (&list("{ op = \"repeat\", times = 2, layers = [{ op = \"conv\", channels = [1, 2, 3] }] }"), "layers[0].layers[0] (conv): channels: 3 numbers for 2 times"),
+        (
+            &list("{ op = \"repeat\", times = 2, layers = [{ op = \"conv\", channels = [1, 2, 3] }] }"),
+            "layers[0].layers[0] (conv): channels: 3 numbers for 2 times",
+        ),
         (&list("{ op = \"conv\", channels = 10 }"), "the last layer gives 10x32x32, wanted 10x1x1"),
         (&list("{ op = \"pool\" }, { op = \"linear\", outputs = 9 }"), "the last layer gives 9x1x1, wanted 10x1x1"),
         (&list(&deep), "more than 8 repeats inside each other"),

@@ -82,7 +82,8 @@ pub fn read_weights(path: &Path, graph: &Graph) -> Result<GivenWeights> {
     let file = parse(&bytes).map_err(fault)?;
     let mut read = 0;
     let mut tensor = |name: &str, shape: &[usize]| -> std::result::Result<Vec<f32>, String> {
-        let view = file.tensor(name).map_err(|_| format!("no tensor {name:?}: wanted all parameters of the network"))?;
+        let view =
+            file.tensor(name).map_err(|_| format!("no tensor {name:?}: wanted all parameters of the network"))?;
         check_shape(name, &view, shape)?;
         let values: Vec<f32> = numbers(name, &view)?.into_iter().map(|v| v as f32).collect();
         if let Some(i) = values.iter().position(|v| !v.is_finite()) {
@@ -157,9 +158,9 @@ pub fn write_weights(path: &Path, graph: &Graph, values: &[Vec<f32>]) -> Result<
 
 fn write(path: &Path, tensors: Vec<(&str, Dtype, &[usize], Vec<u8>)>) -> Result<()> {
     let bad = |e: safetensors::SafeTensorError| Error::data(path, format!("cannot be written: {e}"));
-    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
-        Ok((*name, TensorView::new(*dtype, shape.to_vec(), bytes).map_err(bad)?))
-    });
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.to_vec(), bytes).map_err(bad)?)));
     let bytes = safetensors::serialize(views.collect::<Result<Vec<_>>>()?, None).map_err(bad)?;
     files::replace(path, "cannot write", |out| out.write_all(&bytes))
 }

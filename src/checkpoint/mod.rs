@@ -5,9 +5,9 @@ mod file;
 mod given;
 
 use crate::config::Config;
-pub use given::{GivenWeights, read_masks, read_weights, write_masks, write_weights};
 pub use crate::graph::{NetState, NormState, ParamState};
 use crate::report::{DataInfo, Engine, Score};
+pub use given::{GivenWeights, read_masks, read_weights, write_masks, write_weights};
 use serde::{Deserialize, Serialize};
 
 /// What was trained, on what, and how far.

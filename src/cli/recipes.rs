@@ -29,7 +29,10 @@ pub(super) fn run(args: RecipesArgs) -> Result<()> {
             .iter()
             .map(|r| json!({ "name": r.name, "family": r.family, "about": r.about, "source": r.source, "expect": r.expect }))
             .collect();
-        return super::print(&format!("{}\n", json!({ "schema": RECIPES_SCHEMA, "default": DEFAULT_RECIPE, "recipes": list })));
+        return super::print(&format!(
+            "{}\n",
+            json!({ "schema": RECIPES_SCHEMA, "default": DEFAULT_RECIPE, "recipes": list })
+        ));
     }
     let mut text = String::new();
     let mut family = "";

@@ -17,7 +17,10 @@ enum Kind {
     Switch,
     Choice(&'static [&'static str]),
     Pattern,
-    Count { min: i64, max: i64 },
+    Count {
+        min: i64,
+        max: i64,
+    },
     Number(Range),
     Numbers(Range),
     /// A table of numbers under names that are the user's.

@@ -17,10 +17,9 @@ pub use recipes::{DEFAULT as DEFAULT_RECIPE, Recipe, recipes};
 use crate::data::{Augment, Preprocess};
 use crate::error::{Error, Result};
 use crate::shape::{Exempt, Fan, InitScale};
-use crate::sparsity::{Density, Draw, Method, Pattern, Positions, Ratio, Rest};
+use crate::sparsity::{Density, Draw, Method, Pattern, Positions, Ratio};
 use layers::{Layer, Merged};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
 use std::path::Path;
 use toml::Value;
 
@@ -289,9 +288,7 @@ impl Config {
             Method::UniformPlus => Ratio::UniformPlus,
             Method::Er => Ratio::Er,
             Method::Erk => Ratio::Erk { power },
-            Method::ErkPlus => {
-                Ratio::ErkPlus { power, last: Density::from_density(self.last_density.unwrap_or(1.0))? }
-            }
+            Method::ErkPlus => Ratio::ErkPlus { power, last: Density::from_density(self.last_density.unwrap_or(1.0))? },
             Method::Custom => {
                 let Some(custom) = &self.custom else {
                     return Err(Error::Usage("custom.layers: method custom needs densities of layers".into()));

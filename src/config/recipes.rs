@@ -105,8 +105,8 @@ impl Expect {
 }
 
 fn build() -> Vec<Recipe> {
-    let families: Families =
-        toml::from_str(include_str!("../../recipes/families.toml")).expect("recipes/families.toml, a part of this program");
+    let families: Families = toml::from_str(include_str!("../../recipes/families.toml"))
+        .expect("recipes/families.toml, a part of this program");
     let mut all = Vec::new();
     for family in &families.family {
         let (name, text) = TEXTS.iter().find(|(name, _)| *name == family.name).expect("a family with a configuration");

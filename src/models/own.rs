@@ -55,7 +55,9 @@ pub fn own_network(text: &str, source: &str, image: [usize; 3], classes: usize) 
     }
     let layers = table.get("layers").ok_or_else(|| usage("no layers: wanted layers = [ { op = ... }, ... ]".into()))?;
     if image.contains(&0) || classes < 2 {
-        return Err(usage(format!("images of {image:?} in {classes} classes: wanted a pixel and two classes at least")));
+        return Err(usage(format!(
+            "images of {image:?} in {classes} classes: wanted a pixel and two classes at least"
+        )));
     }
     let [c, h, w] = image;
     let graph = Graph::new(c, h, w);

@@ -1,7 +1,7 @@
 //! Accuracy and loss of a checkpoint.
 
-use super::on_device::{Device, OnDevice};
 use super::masks::mask_of;
+use super::on_device::{Device, OnDevice};
 use super::plan::{GpuPlanFile, PlanFile};
 use super::setup;
 use super::trainer::score;

@@ -1,10 +1,10 @@
 //! Everything a run is made of before the first step: data, network, masks. A pure function of the configuration.
 
-use crate::config::Config;
-use crate::data::{self, Dataset, ImageShape, Loader, Preprocess, Split};
 use super::masks::{self, Images};
 use crate::backend::Backend;
 use crate::checkpoint::{GivenWeights, NetState, read_weights};
+use crate::config::Config;
+use crate::data::{self, Dataset, ImageShape, Loader, Preprocess, Split};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, InitScale, Net};
 use crate::metrics::{Flops, LayerWork};
