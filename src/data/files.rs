@@ -1,6 +1,6 @@
 //! From a path to a reader: what a file or folder holds is recognised by magic bytes and by the names a format fixes.
 
-use super::{BUILTIN, Bytes, Dataset, builtin, cifar, cifar_python, idx, npz};
+use super::{BUILTIN, Bytes, Dataset, builtin, cifar, cifar_python, idx, image_folder, npz, svhn};
 use crate::error::{Error, Result};
 use flate2::read::MultiGzDecoder;
 use std::collections::BTreeMap;
@@ -17,9 +17,12 @@ pub(super) enum Kind {
     Cifar100Bin,
     Cifar10Python,
     Cifar100Python,
+    Svhn,
 }
 
-const KINDS: [Kind; 5] = [Kind::Idx, Kind::Cifar10Bin, Kind::Cifar100Bin, Kind::Cifar10Python, Kind::Cifar100Python];
+/// The kinds that are also read from a tar archive.
+const CIFAR: [Kind; 4] = [Kind::Cifar10Bin, Kind::Cifar100Bin, Kind::Cifar10Python, Kind::Cifar100Python];
+const KINDS: [Kind; 6] = [Kind::Idx, CIFAR[0], CIFAR[1], CIFAR[2], CIFAR[3], Kind::Svhn];
 
 /// Folders below the given one in which the usual downloaders leave the files.
 const BELOW: [&str; 8] = [
@@ -36,8 +39,8 @@ const BELOW: [&str; 8] = [
 const ARCHIVES: [&str; 4] =
     ["cifar-10-python.tar.gz", "cifar-100-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-100-binary.tar.gz"];
 
-const WANTED: &str = "wanted IDX files (train-images-idx3-ubyte[.gz], ...), CIFAR-10 or CIFAR-100 (binary files, \
-     Python batches or their .tar.gz) or an .npz with x_train, y_train, x_test, y_test";
+pub(super) const WANTED: &str = "wanted IDX files (train-images-idx3-ubyte[.gz], ...), CIFAR-10 or CIFAR-100 (binary \
+     files, Python batches or their .tar.gz), SVHN (train_32x32.mat, test_32x32.mat) or an .npz with x_train, y_train, x_test, y_test";
 
 /// Largest file taken out of an archive, and most bytes an archive may unpack to: a decompression bomb ends there.
 /// CIFAR's largest file is CIFAR-100's "train", 155 MB; each archive holds 186 MB.
@@ -52,6 +55,7 @@ impl Kind {
             Kind::Cifar100Bin => "cifar100-bin",
             Kind::Cifar10Python => "cifar10-python",
             Kind::Cifar100Python => "cifar100-python",
+            Kind::Svhn => "svhn-mat",
         }
     }
 
@@ -67,6 +71,7 @@ impl Kind {
             Kind::Cifar100Bin => vec!["train.bin".into(), "test.bin".into()],
             Kind::Cifar10Python => batches(""),
             Kind::Cifar100Python => vec!["train".into(), "test".into()],
+            Kind::Svhn => svhn::FILES.map(String::from).to_vec(),
         }
     }
 
@@ -75,6 +80,7 @@ impl Kind {
             Kind::Idx => idx::read(source, files),
             Kind::Cifar10Bin | Kind::Cifar100Bin => cifar::read(source, files, self),
             Kind::Cifar10Python | Kind::Cifar100Python => cifar_python::read(source, files, self),
+            Kind::Svhn => svhn::read(source, files),
         }
     }
 }
@@ -120,11 +126,12 @@ impl Files {
 ///   or `.npz` in it. More than one data set is an error that names them.
 /// * A file: an `.npz`, an archive, or any file of a data set, which then means its folder.
 ///
-/// Kinds: IDX (raw or gzip), CIFAR-10 and CIFAR-100 as binary files or Python batches (folder, `.tar.gz` or `.tar`), and
-/// `.npz` with `x_train`, `y_train`, `x_test`, `y_test`: uint8 images N,H,W or N,C,H,W or N,H,W,C, where the channels are
+/// Kinds: IDX (raw or gzip), CIFAR-10 and CIFAR-100 as binary files or Python batches (folder, `.tar.gz` or `.tar`), SVHN
+/// (`train_32x32.mat` and `test_32x32.mat`), and `.npz` with `x_train`, `y_train`, `x_test`, `y_test`: uint8 images N,H,W or N,C,H,W or N,H,W,C, where the channels are
 /// the dimension that is 1 or 3 (both or neither is an error), and integer labels.
 ///
 /// The whole data is read once for its checksum. Raw files stay mapped; compressed ones are decoded into memory.
+/// Folders of image files are refused here: [`super::ImageSet`] reads them.
 pub fn open(source: &str) -> Result<Dataset> {
     if source == BUILTIN {
         return builtin::open();
@@ -143,16 +150,36 @@ pub fn open(source: &str) -> Result<Dataset> {
 }
 
 fn open_folder(path: &Path) -> Result<Dataset> {
-    let folders = BELOW.iter().map(|below| if below.is_empty() { path.to_path_buf() } else { path.join(below) });
-    let found: Vec<(PathBuf, Kind)> =
-        folders.flat_map(|f| Files::Folder(f.clone()).kinds().into_iter().map(move |kind| (f.clone(), kind))).collect();
-    match found.as_slice() {
-        [] => {}
-        [(folder, kind)] => return kind.read(path, &Files::Folder(folder.clone())),
-        several => {
-            let list: Vec<_> = several.iter().map(|(f, kind)| format!("{} in {}", kind.name(), f.display())).collect();
-            return Err(Error::data(path, format!("holds several data sets, name one of them: {}", list.join(", "))));
+    match in_folder(path)? {
+        Some(Inside::Files(folder, kind)) => kind.read(path, &Files::Folder(folder)),
+        Some(Inside::File(file)) => open_file(&file),
+        None if image_folder::holds_images(path) => {
+            let what = format!("a folder of image files can be evaluated, not yet trained on: {WANTED}");
+            Err(Error::data(path, what))
         }
+        None => Err(Error::data(path, format!("no data set found in this folder: {WANTED}"))),
+    }
+}
+
+/// The data set that a folder holds.
+pub(super) enum Inside {
+    /// A kind of several files, in this folder.
+    Files(PathBuf, Kind),
+    /// An archive or `.npz`.
+    File(PathBuf),
+}
+
+/// What [`open`] finds in a folder; more than one data set is an error.
+pub(super) fn in_folder(path: &Path) -> Result<Option<Inside>> {
+    let folders = BELOW.iter().map(|below| if below.is_empty() { path.to_path_buf() } else { path.join(below) });
+    let mut found: Vec<(PathBuf, Kind)> =
+        folders.flat_map(|f| Files::Folder(f.clone()).kinds().into_iter().map(move |kind| (f.clone(), kind))).collect();
+    if found.len() > 1 {
+        let list: Vec<_> = found.iter().map(|(f, kind)| format!("{} in {}", kind.name(), f.display())).collect();
+        return Err(Error::data(path, format!("holds several data sets, name one of them: {}", list.join(", "))));
+    }
+    if let Some((folder, kind)) = found.pop() {
+        return Ok(Some(Inside::Files(folder, kind)));
     }
     let entries = std::fs::read_dir(path).map_err(Error::io(path, "cannot list"))?;
     let mut files: Vec<PathBuf> = entries
@@ -160,15 +187,12 @@ fn open_folder(path: &Path) -> Result<Dataset> {
         .filter(|p| p.extension().is_some_and(|e| e == "npz") || ARCHIVES.iter().any(|name| p.ends_with(name)))
         .filter(|p| p.is_file())
         .collect();
-    files.sort();
-    match files.as_slice() {
-        [] => Err(Error::data(path, format!("no data set found in this folder: {WANTED}"))),
-        [file] => open_file(file),
-        several => {
-            let list: Vec<_> = several.iter().map(|p| p.display().to_string()).collect();
-            Err(Error::data(path, format!("holds several data sets, name one of them: {}", list.join(", "))))
-        }
+    if files.len() > 1 {
+        files.sort();
+        let list: Vec<_> = files.iter().map(|p| p.display().to_string()).collect();
+        return Err(Error::data(path, format!("holds several data sets, name one of them: {}", list.join(", "))));
     }
+    Ok(files.pop().map(Inside::File))
 }
 
 fn open_file(path: &Path) -> Result<Dataset> {
@@ -201,7 +225,7 @@ fn open_file(path: &Path) -> Result<Dataset> {
 
 /// The files of CIFAR in a tar archive, by name without folder.
 fn unpack(path: &Path, bytes: &[u8], gz: bool) -> Result<Files> {
-    let wanted: Vec<String> = KINDS[1..].iter().flat_map(|kind| kind.files()).collect();
+    let wanted: Vec<String> = CIFAR.iter().flat_map(|kind| kind.files()).collect();
     let broken = |e: std::io::Error| Error::data(path, format!("damaged or truncated archive: {e}"));
     let stream: Box<dyn Read> = if gz { Box::new(MultiGzDecoder::new(bytes)) } else { Box::new(bytes) };
     let mut archive = tar::Archive::new(stream.take(MAX_UNPACKED));
@@ -252,7 +276,7 @@ pub(super) fn most_inflated(compressed: usize) -> usize {
 }
 
 /// Maps a whole regular file that is not empty.
-fn map(path: &Path) -> Result<Bytes> {
+pub(super) fn map(path: &Path) -> Result<Bytes> {
     // Asked of the path: opening a named pipe would wait for a writer.
     let meta = std::fs::metadata(path).map_err(Error::io(path, "cannot open"))?;
     if !meta.is_file() {

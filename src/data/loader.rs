@@ -11,7 +11,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 /// Batches kept ready beyond those that the workers hold.
-const AHEAD: usize = 4;
+pub(super) const AHEAD: usize = 4;
 
 /// One batch on the host, normalised, N,C,H,W.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,7 +20,7 @@ pub struct Batch {
     pub n: usize,
     /// `n*C*H*W` numbers.
     pub images: Vec<f32>,
-    /// `n` labels.
+    /// `n` labels; none where the images have none (noise).
     pub labels: Vec<u32>,
 }
 
@@ -128,7 +128,7 @@ fn crops(seed: u64, epoch: u64) -> Stream {
 }
 
 /// Results of `make(from..to)` in order, made by workers at most `AHEAD` beyond the number of workers ahead.
-struct Prefetch<T, F> {
+pub(super) struct Prefetch<T, F> {
     shared: Arc<Shared<T, F>>,
     workers: Vec<JoinHandle<()>>,
     /// Next to hand out.
@@ -157,7 +157,7 @@ struct State<T> {
 }
 
 impl<T: Send + 'static, F: Fn(usize) -> T + Send + Sync + 'static> Prefetch<T, F> {
-    fn new(from: usize, to: usize, threads: usize, make: F) -> Self {
+    pub(super) fn new(from: usize, to: usize, threads: usize, make: F) -> Self {
         let threads = threads.min(to - from);
         let state = State { begun: from, handed_out: from, ready: BTreeMap::new(), stop: false, panic: None };
         let shared = Arc::new(Shared {

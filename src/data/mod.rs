@@ -1,4 +1,5 @@
 //! Images with labels: recognised, checked, memory-mapped where raw, split explicitly, augmented and prefetched.
+//! And images to evaluate only, out-of-distribution ones above all: an [`ImageSet`] brings any of them to a network's shape.
 //!
 //! [`open`] recognises what a path holds; every reader checks each header against what the file really holds before it
 //! allocates, and ends in one [`Dataset`] of two [`Split`]s. A [`Loader`] makes [`Batch`]es of a split.
@@ -7,15 +8,26 @@ mod augment;
 mod builtin;
 mod cifar;
 mod cifar_python;
+mod classes;
 mod files;
+mod fit;
 mod idx;
+mod image_file;
+mod image_folder;
+mod image_set;
 mod loader;
+mod mat;
+mod noise;
 mod npz;
+pub mod ood;
 mod pickle;
 mod split;
+mod svhn;
 
 pub use augment::{Augment, PadMode, Preprocess, published};
+pub use classes::{class_subset, classes_by_name, read_class_list};
 pub use files::open;
+pub use image_set::ImageSet;
 pub use loader::{Batch, Loader, epoch_crops, epoch_order};
 pub use split::Split;
 
@@ -90,10 +102,11 @@ impl std::fmt::Display for ImageShape {
 pub struct Dataset {
     /// Where it came from: the path, or [`BUILTIN`].
     pub source: String,
-    /// Recognised kind: "idx", "cifar10-bin", "cifar10-python", "cifar100-bin", "cifar100-python", "npz", "memory".
+    /// Recognised kind: "idx", "cifar10-bin", "cifar10-python", "cifar100-bin", "cifar100-python", "svhn-mat", "npz",
+    /// "memory".
     pub kind: &'static str,
-    /// Family whose published normalisation constants apply (see [`published`]): "cifar10" or "cifar100". `None` for IDX
-    /// and npz, which hold MNIST, Fashion-MNIST or anything else under the same names.
+    /// Family whose published normalisation constants apply (see [`published`]): "cifar10", "cifar100" or "svhn". `None`
+    /// for IDX and npz, which hold MNIST, Fashion-MNIST or anything else under the same names.
     pub family: Option<&'static str>,
     /// Shape of every image.
     pub shape: ImageShape,
