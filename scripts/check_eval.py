@@ -7,10 +7,12 @@ Shares no code with the engine: NumPy, PyTorch (negative log-likelihood) and sci
 1e-6 (--tolerance) and every count exactly; exit code 1 and a line for each that does not.
 
 Arrays of the .npz: logits float32 [n, classes], labels int64 [n], indices int64 [n]; ood0_logits, ood1_logits, ... for the
-entries of "ood", and fgsm0_logits, ... for those of "fgsm", in their order. FGSM's images have the labels of `labels`.
+entries of "ood", with ood0_inside, ... (rows of logits that they are compared with, where these are not all); fgsm0_logits,
+... for those of "fgsm", whose images have the labels of labels. All in the order of the JSON.
 Keys of the JSON: n, accuracy, top5, nll, ece {bins, value, reliability [{lo, hi, count, confidence, accuracy}]}, and where
-they were asked for ood [{n, auroc}] and fgsm [{accuracy, zero_gradient_share}]. The last one does not follow from logits:
-it is only checked to be a fraction. Confidence and accuracy of a bin without images are null. Other keys are not looked at.
+they were asked for ood [{n, inside, auroc}] and fgsm [{accuracy, zero_gradient_share}]. The last one does not follow from
+logits: it is only checked to be a fraction. Confidence and accuracy of a bin without images are null. Other keys are not
+looked at.
 """
 
 import argparse
@@ -88,7 +90,10 @@ def check(arrays, said, tolerance):
     for i, entry in enumerate(said.get("ood") or []):
         others = arrays[f"ood{i}_logits"]
         check.compare(f"ood[{i}].n", entry["n"], len(others), 0)
-        check.compare(f"ood[{i}].auroc", entry["auroc"], auroc(confidence(logits), confidence(others)))
+        rows = f"ood{i}_inside"
+        inside = logits[arrays[rows]] if rows in arrays else logits
+        check.compare(f"ood[{i}].inside", entry["inside"], len(inside), 0)
+        check.compare(f"ood[{i}].auroc", entry["auroc"], auroc(confidence(inside), confidence(others)))
     for i, entry in enumerate(said.get("fgsm") or []):
         attacked = arrays[f"fgsm{i}_logits"]
         check.compare(f"fgsm[{i}]: images", len(attacked), n, 0)

@@ -4,6 +4,7 @@
 mod device;
 mod evaluation;
 mod masks;
+mod measure;
 mod on_device;
 mod plan;
 mod run;
@@ -29,7 +30,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 use trainer::HostFed;
 
-pub use evaluation::{Evaluated, Evaluation};
+pub use evaluation::{Asked, Evaluated, Evaluation, InsideClasses};
+pub use measure::{FgsmResult, Measured, OodResult};
 pub use on_device::{Device, OnDevice};
 
 /// What a run needs beside its configuration. Plan and device change a result, in rounding; the rest changes none.

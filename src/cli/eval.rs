@@ -5,8 +5,9 @@ use super::format;
 use crate::checkpoint::{Checkpoint, Meta};
 use crate::config::Selection;
 use crate::error::{Error, Result};
+use crate::metrics::{DEFAULT_BINS, Epsilon, MOST_BINS, Space};
 use crate::report::{RunDir, Split};
-use crate::train::Evaluation;
+use crate::train::{Asked, Evaluation, InsideClasses, Measured};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -41,9 +42,40 @@ pub(super) struct EvalArgs {
     /// How each layer runs: a plan of tune, or a run's plan-cuda.json for a GPU [default: as in its run, or by rule]
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
-    /// Print one JSON object
+    /// Bins of the expected calibration error: equal widths, each without its lower edge
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_BINS as u32, value_parser = clap::value_parser!(u32).range(1..=MOST_BINS as i64))]
+    ece_bins: u32,
+    /// Images out of distribution, told apart by the largest softmax probability: a data set, a folder of images or one SVHN
+    /// .mat file; or noise: "gaussian(SIGMA)" on the images themselves, "hein" (low-pass filtered), "uniform"; repeatable
+    #[arg(long, value_name = "PATH|NOISE")]
+    ood: Vec<String>,
+    /// Seed of noise
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    ood_seed: u64,
+    /// Compare --ood with images of some classes only: "folders", those that its class folders are named after
+    /// (ImageNet-O's 200), or a file of class indices, one a line [default: with all images]
+    #[arg(long, value_name = "folders|FILE", requires = "ood")]
+    ood_classes: Option<PathBuf>,
+    /// Accuracy under the fast gradient sign method with these epsilons, such as 8/255 or 2/255,4/255
+    #[arg(long, value_name = "EPSILON,...")]
+    fgsm: Option<String>,
+    /// Unit of epsilon: pixels from 0 to 1, or normalised values (the paper does not say)
+    #[arg(long, value_enum, default_value_t = SpaceArg::Pixel)]
+    fgsm_space: SpaceArg,
+    /// Write all logits with labels and indices of their images, for numpy.load
+    #[arg(long, value_name = "FILE.npz")]
+    save_logits: Option<PathBuf>,
+    /// Print one JSON object, with the data of the reliability diagram
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum SpaceArg {
+    /// Pixels from 0 to 1
+    Pixel,
+    /// Normalised values
+    Normalised,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -67,6 +99,21 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
     if on.loss_scale.is_some() {
         return Err(Error::Usage("eval has no gradient to scale: leave --loss-scale out".into()));
     }
+    let asked = Asked {
+        ece_bins: args.ece_bins as usize,
+        ood: args.ood,
+        ood_seed: args.ood_seed,
+        inside_classes: args.ood_classes.map(|which| match which.to_str() {
+            Some("folders") => InsideClasses::OfFolders,
+            _ => InsideClasses::Listed(which),
+        }),
+        fgsm: args.fgsm.as_deref().map(Epsilon::list).transpose()?.unwrap_or_default(),
+        fgsm_space: match args.fgsm_space {
+            SpaceArg::Pixel => Space::Pixel,
+            SpaceArg::Normalised => Space::Normalised,
+        },
+        save_logits: args.save_logits,
+    };
     let evaluation = Evaluation {
         checkpoint: &path,
         data: args.data.as_deref(),
@@ -75,16 +122,10 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
         threads: super::threads(args.threads),
         plan: args.plan.as_deref(),
         on,
+        asked: &asked,
     };
     let evaluated = evaluation.run()?;
-    let s = evaluated.score;
-    if !s.loss.is_finite() {
-        return Err(Error::Failed(format!(
-            "{}: the loss on these images is {}: the network diverged",
-            path.display(),
-            s.loss
-        )));
-    }
+    let Measured { score: s, classification: c, ood, fgsm } = &evaluated.measured;
     // Every figure of an epoch that was chosen by test accuracy says so.
     let Meta { config, progress, .. } = Checkpoint::load(&path)?.meta;
     let chosen = config.selection == Selection::BestTest && progress.best.is_some_and(|b| b.epoch == progress.epoch);
@@ -98,15 +139,38 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
             "accuracy": s.accuracy,
             "loss": s.loss,
             "n": s.n,
+            "top5": c.top5,
+            "nll": c.nll,
+            "ece": c.ece,
+            "ood": ood,
+            "fgsm": fgsm,
             "selected_on_test": selected_on_test,
             "device": evaluated.device,
             "precision": evaluated.precision,
         });
         return super::print(&format!("{object}\n"));
     }
+    let mut more = format!(
+        "top-5 {}, NLL {:.4}, ECE {:.4} ({} bins)\n",
+        format::percent(c.top5, 2),
+        c.nll,
+        c.ece.value,
+        c.ece.bins
+    );
+    for o in ood {
+        let against = if o.inside == s.n { String::new() } else { format!(" against {}", format::count(o.inside)) };
+        more +=
+            &format!("out of distribution, {}: AUROC {:.4}, {} images{against}\n", o.kind, o.auroc, format::count(o.n));
+        more += &format!("  brought to the network's shape: {}\n", o.rule);
+    }
+    for f in fgsm {
+        let space = if f.space == Space::Pixel { "pixels" } else { "normalised values" };
+        let (accuracy, zeros) = (format::percent(f.accuracy, 2), format::percent(f.zero_gradient_share, 2));
+        more += &format!("FGSM {} in {space}: accuracy {accuracy}; {zeros} of the gradient is zero\n", f.epsilon);
+    }
     let name = serde_json::to_value(split).map_err(|e| Error::Failed(e.to_string()))?;
     super::print(&format!(
-        "accuracy {}, loss {:.4} on {} images ({} split of {}){}; {}\n",
+        "accuracy {}, loss {:.4} on {} images ({} split of {}){}; {}\n{more}",
         format::percent(s.accuracy, 2),
         s.loss,
         format::count(s.n),

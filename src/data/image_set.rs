@@ -57,7 +57,7 @@ impl ImageSet {
     /// Errors: those of [`open`], folders without images, images of a kind that is not read, classes without images.
     pub fn open(path: &str, shape: ImageShape) -> Result<Self> {
         let at = Path::new(path);
-        if at.is_dir() && in_folder(at)?.is_none() {
+        if Self::is_folder(path)? {
             let folder = ImageFolder::open(at)?;
             let fit = Fit::new(shape, true)?;
             fit.check(3).map_err(|what| Error::data(at, what))?;
@@ -72,6 +72,14 @@ impl ImageSet {
         }
         let data = open(path)?;
         Self::of_split(format!("{} {path}, test split", data.kind), data.test, shape)
+    }
+
+    /// Whether `path` is a folder of image files, and none of the data sets that [`open`] knows.
+    ///
+    /// # Errors
+    /// A folder that cannot be read.
+    pub fn is_folder(path: &str) -> Result<bool> {
+        Ok(Path::new(path).is_dir() && in_folder(Path::new(path))?.is_none())
     }
 
     fn new(

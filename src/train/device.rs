@@ -2,7 +2,7 @@
 //! and then.
 
 use super::setup::Setup;
-use super::trainer::{Position, Stretch, Trainer};
+use super::trainer::{Position, Stretch, Trainer, until_logged};
 use crate::backend::gpu::{Crops, DeviceImages, Driver, Feed, GpuBackend, LossScale, StepState};
 use crate::checkpoint::{Running, Scaling};
 use crate::data::{PadMode, Split, epoch_crops, epoch_order};
@@ -173,6 +173,7 @@ impl<D: Driver> Trainer for DeviceFed<'_, D> {
         // A launch does not wait: how much is launched at once follows from how long the last steps took.
         let most =
             self.pace.map_or(1.0, |step| (self.watch_every.as_secs_f64() / step.max(1e-9)).clamp(1.0, 1e6)) as usize;
+        let most = most.min(until_logged(self.setup.config.gradient_norm_every, at.step) as usize);
         let began = Instant::now();
         let next = self.start(true, 0, at.batch as usize, most)?;
         let state = self.net.backend().state()?;

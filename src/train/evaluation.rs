@@ -1,21 +1,22 @@
-//! Accuracy and loss of a checkpoint.
+//! The metrics of a checkpoint.
 
 use super::masks::mask_of;
+use super::measure::{Measured, Measuring};
 use super::on_device::{Device, OnDevice};
 use super::plan::{GpuPlanFile, PlanFile};
 use super::setup;
-use super::trainer::score;
 use super::workers;
 use crate::backend::cpu::{CpuBackend, Isa};
 use crate::backend::gpu::{self, Driver, GpuBackend, Precision, cuda::Cuda};
 use crate::backend::{Backend, Spec};
-use crate::checkpoint::{Checkpoint, NetState};
-use crate::data::{self, Loader};
+use crate::checkpoint::{Checkpoint, Meta, NetState};
+use crate::data::{self, ImageSet, Preprocess};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Net};
-use crate::report::{Score, Split};
+use crate::metrics::{DEFAULT_BINS, Epsilon, Space};
+use crate::report::Split;
 use crate::sparsity::Mask;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What to evaluate, and how: always with the preprocessing stored in the checkpoint.
 #[derive(Clone, Copy, Debug)]
@@ -34,13 +35,81 @@ pub struct Evaluation<'a> {
     pub plan: Option<&'a Path>,
     /// Device; its loss scale does not matter.
     pub on: OnDevice,
+    /// Metrics beyond accuracy, likelihood and calibration.
+    pub asked: &'a Asked,
+}
+
+/// Metrics that are asked for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Bins of the expected calibration error.
+    pub ece_bins: usize,
+    /// Sets out of distribution, as [`ood::open`](crate::data::ood::open) reads them.
+    pub ood: Vec<String>,
+    /// Seed of noise.
+    pub ood_seed: u64,
+    /// Compare with in-distribution images of some classes only; `None`: with all.
+    pub inside_classes: Option<InsideClasses>,
+    /// Attacks by the fast gradient sign method.
+    pub fgsm: Vec<Epsilon>,
+    /// Unit of their epsilons.
+    pub fgsm_space: Space,
+    /// File for all logits.
+    pub save_logits: Option<PathBuf>,
+}
+
+/// Which in-distribution images a set is compared with.
+#[derive(Clone, Debug, PartialEq)]
+pub enum InsideClasses {
+    /// Those of the classes that the set's folders are named after.
+    OfFolders,
+    /// Those of the classes whose indices a file lists.
+    Listed(PathBuf),
+}
+
+impl InsideClasses {
+    pub(super) fn file(&self) -> Option<&Path> {
+        match self {
+            InsideClasses::OfFolders => None,
+            InsideClasses::Listed(path) => Some(path),
+        }
+    }
+}
+
+impl Default for Asked {
+    /// Nothing more.
+    fn default() -> Self {
+        Asked {
+            ece_bins: DEFAULT_BINS,
+            ood: vec![],
+            ood_seed: 0,
+            inside_classes: None,
+            fgsm: vec![],
+            fgsm_space: Space::Pixel,
+            save_logits: None,
+        }
+    }
+}
+
+/// The in-distribution images.
+pub(super) struct Inside {
+    pub set: ImageSet,
+    /// Positions in the data set's own split.
+    positions: Option<data::Split>,
+}
+
+impl Inside {
+    /// Position of image `i` in the data set's own split.
+    pub fn index(&self, i: usize) -> u32 {
+        self.positions.as_ref().map_or(i, |split| split.position(i)) as u32
+    }
 }
 
 /// What came of it.
 #[derive(Clone, Debug)]
 pub struct Evaluated {
-    /// Accuracy and loss.
-    pub score: Score,
+    /// What was measured.
+    pub measured: Measured,
     /// Device, such as "cpu avx2, 2 threads" or "cuda NVIDIA H100 80GB HBM3, fp16".
     pub device: String,
     /// Numbers on a GPU.
@@ -52,15 +121,24 @@ struct Prepared {
     graph: Graph,
     masks: Vec<Mask>,
     state: NetState,
-    loader: Loader,
+    inside: Inside,
+    preprocess: Preprocess,
     batch: usize,
 }
 
 impl Prepared {
-    fn score<B: Backend<Real = f32>>(&self, make: impl FnOnce(Spec) -> Result<B>) -> Result<(Score, String)> {
-        let mut net = Net::new(&self.graph, &self.masks, self.batch, make)?;
+    fn measure<B: Backend<Real = f32>>(
+        &self,
+        of: &Evaluation,
+        make: impl FnOnce(Spec) -> Result<B>,
+    ) -> Result<(Measured, String)> {
+        let new = if of.asked.fgsm.is_empty() { Net::new } else { Net::with_input_gradient };
+        let mut net = new(&self.graph, &self.masks, self.batch, make)?;
         net.load(&self.state)?;
-        Ok((score(&mut net, &self.loader), net.backend().describe()))
+        let classes = self.graph.nodes().last().map_or(0, |n| n.chw.0 as usize);
+        let (preprocess, batch, threads) = (&self.preprocess, self.batch, workers(of.threads));
+        let mut measuring = Measuring { net: &mut net, preprocess, batch, threads, classes };
+        Ok((measuring.run(&self.inside, of.asked, of.checkpoint)?, net.backend().describe()))
     }
 }
 
@@ -75,11 +153,11 @@ impl Evaluation<'_> {
         match self.on.of_evaluation(self.checkpoint, self.plan)? {
             Device::Auto | Device::Cpu => {
                 let file = PlanFile::of_checkpoint(self.plan, self.checkpoint)?;
-                let (score, device) = prepared.score(|spec| {
+                let (measured, device) = prepared.measure(self, |spec| {
                     let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
                     CpuBackend::with_plan(spec, workers(self.threads), Isa::detect(), plan)
                 })?;
-                Ok(Evaluated { score, device, precision: None })
+                Ok(Evaluated { measured, device, precision: None })
             }
             Device::Cuda => {
                 gpu::probe()?;
@@ -96,26 +174,54 @@ impl Evaluation<'_> {
     fn on_gpu<D: Driver>(&self, prepared: &Prepared, open: impl FnOnce() -> Result<D>) -> Result<Evaluated> {
         let file = GpuPlanFile::of_checkpoint(self.plan, self.checkpoint, self.on)?;
         let (precision, _) = self.on.numbers(file.as_ref().map(GpuPlanFile::named))?;
-        let (score, device) = prepared.score(|spec| {
+        let (measured, device) = prepared.measure(self, |spec| {
             let plan = file.as_ref().map(|f| f.fit(&spec)).transpose()?;
             GpuBackend::new(open()?, spec, precision, plan)
         })?;
-        Ok(Evaluated { score, device, precision: Some(precision) })
+        Ok(Evaluated { measured, device, precision: Some(precision) })
     }
 
     fn prepare(&self) -> Result<Prepared> {
         let Checkpoint { net: state, meta } = Checkpoint::load(self.checkpoint)?;
-        let data = data::open(self.data.unwrap_or(&meta.config.data))?;
-        if data.shape != meta.data.image || data.classes > meta.data.classes {
-            let (got, wanted) = (data.shape, meta.data.image);
-            let (classes, known) = (data.classes, meta.data.classes);
-            let what =
-                format!("images of {got} in {classes} classes; the checkpoint was trained on {wanted} in {known}");
-            return Err(Error::data(&data.source, what));
-        }
+        let source = self.data.unwrap_or(&meta.config.data);
         let preprocess = meta.config.preprocess.clone();
         let preprocess = preprocess.ok_or_else(|| Error::data(self.checkpoint, "no preprocessing stored"))?;
-        preprocess.check(data.shape.c)?;
+        preprocess.check(meta.data.image.c)?;
+        let inside = self.inside(source, &meta)?;
+        let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
+        let batch = self.batch.min(inside.set.len()).max(1);
+        let mask = |p| mask_of(p, meta.config.pattern);
+        let masks = state.params.iter().filter(|p| p.kept.is_some()).map(mask).collect();
+        Ok(Prepared { graph, masks, state, inside, preprocess, batch })
+    }
+
+    /// The images that accuracy is taken on.
+    fn inside(&self, source: &str, meta: &Meta) -> Result<Inside> {
+        let (image, known) = (meta.data.image, meta.data.classes);
+        if ImageSet::is_folder(source)? {
+            let set = ImageSet::open(source, image)?;
+            let most = (0..set.len()).filter_map(|i| set.label(i)).max();
+            return match most {
+                _ if self.split != Split::Test => {
+                    Err(Error::data(source, "a folder of images has no such split; leave --split out"))
+                }
+                None => {
+                    Err(Error::data(source, "images without class folders have no labels; they can be given to --ood"))
+                }
+                Some(label) if label as usize >= known => {
+                    let what = format!("images of {} classes; the checkpoint was trained on {known}", label + 1);
+                    Err(Error::data(source, what))
+                }
+                Some(_) => Ok(Inside { set, positions: None }),
+            };
+        }
+        let data = data::open(source)?;
+        if data.shape != image || data.classes > known {
+            let (got, classes) = (data.shape, data.classes);
+            let what =
+                format!("images of {got} in {classes} classes; the checkpoint was trained on {image} in {known}");
+            return Err(Error::data(&data.source, what));
+        }
         let images = match (self.split, meta.config.validation) {
             (Split::Test, _) => data.test,
             (Split::Train, 0) => data.train,
@@ -127,11 +233,7 @@ impl Evaluation<'_> {
                 data.train.split_last(count).map(|(train, val)| if split == Split::Val { val } else { train })?
             }
         };
-        let graph = setup::network(&meta.config, meta.data.image, meta.data.classes)?;
-        let batch = self.batch.min(images.len()).max(1);
-        let mask = |p| mask_of(p, meta.config.pattern);
-        let masks = state.params.iter().filter(|p| p.kept.is_some()).map(mask).collect();
-        let loader = Loader::new(images, batch, preprocess, None, 0, workers(self.threads))?;
-        Ok(Prepared { graph, masks, state, loader, batch })
+        let name = format!("{} {}", data.kind, data.source);
+        Ok(Inside { set: ImageSet::of_split(name, images.clone(), image)?, positions: Some(images) })
     }
 }

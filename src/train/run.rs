@@ -10,10 +10,11 @@ use crate::checkpoint::{Best, Checkpoint, Meta, NetState, Progress};
 use crate::config::{Config, Selection};
 use crate::data;
 use crate::error::{Error, Result};
+use crate::metrics::GradientNorms;
 use crate::optim::LearningRate;
 use crate::report::{
-    Engine, EpochScore, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter, Record, Results, RunDir, SUMMARY_SCHEMA,
-    Score, Split, Summary, write_gpu_plan,
+    Engine, EpochScore, GRADIENTS_SCHEMA, GradientRecord, Lines, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter,
+    Record, Results, RunDir, SUMMARY_SCHEMA, Score, Split, Summary, write_gpu_plan,
 };
 use crate::sparsity::{Mask, Method, mask_hash};
 use std::path::Path;
@@ -41,6 +42,8 @@ pub(super) struct Run<'a, T: Trainer> {
     trainer: T,
     rate: LearningRate,
     metrics: MetricsWriter,
+    /// Where gradient norms are logged, if they are.
+    gradients: Option<Lines<GradientRecord>>,
     progress: Progress,
     /// Test score of the newest epoch, where it was measured.
     test: Option<Score>,
@@ -111,9 +114,27 @@ impl<'a, T: Trainer> Run<'a, T> {
             0 => MetricsWriter::create(&dir.metrics())?,
             step => MetricsWriter::resume(&dir.metrics(), step)?,
         };
+        let gradients = match (config.gradient_norm_every, progress.step) {
+            (0, _) => None,
+            (_, 0) => Some(Lines::create(&dir.gradients())?),
+            (_, step) => Some(Lines::resume(&dir.gradients(), step)?.0),
+        };
         let (now, (before_s, train_s)) = (Instant::now(), metrics.times_s());
         let clock = Clock { started: now, before_s, train_s, saved: now };
-        Ok(Run { setup, options, dir, planned, bytes_dense, trainer, rate, metrics, progress, test: None, clock })
+        Ok(Run {
+            setup,
+            options,
+            dir,
+            planned,
+            bytes_dense,
+            trainer,
+            rate,
+            metrics,
+            gradients,
+            progress,
+            test: None,
+            clock,
+        })
     }
 
     /// Trains to the last epoch, evaluates, and writes the summary.
@@ -152,6 +173,10 @@ impl<'a, T: Trainer> Run<'a, T> {
             if let Some(loss) = stretch.diverged {
                 return Err(self.diverged(&format!("the loss became {loss}"), self.progress.step + 1));
             }
+            let every = config.gradient_norm_every;
+            if every > 0 && (self.progress.step - 1).is_multiple_of(every) {
+                self.log_gradients()?;
+            }
             let took = mark.elapsed().as_secs_f64();
             seconds += took;
             self.clock.train_s += took;
@@ -173,6 +198,26 @@ impl<'a, T: Trainer> Run<'a, T> {
             mark = Instant::now(); // observers and checkpoints are no training
         }
         Ok(images_per_s)
+    }
+
+    /// Records the norms of the newest step's gradient. A step of fp16 whose gradient overflowed has none.
+    fn log_gradients(&mut self) -> Result<()> {
+        let Some(log) = &mut self.gradients else { return Ok(()) };
+        let gradients = self.trainer.net().gradients();
+        let maskable: Vec<_> = gradients.iter().filter(|g| g.maskable).collect();
+        let norms = GradientNorms::of(maskable.iter().map(|g| &g.values[..]), 1.0);
+        if !norms.global.is_finite() {
+            return Ok(());
+        }
+        let layers = maskable.iter().zip(norms.layers).map(|(g, norm)| (g.name.to_string(), norm)).collect();
+        log.write(&GradientRecord {
+            schema: GRADIENTS_SCHEMA,
+            step: self.progress.step,
+            epoch: self.progress.epoch + 1,
+            mean: norms.mean,
+            global: norms.global,
+            layers,
+        })
     }
 
     /// Evaluation, metrics, selection and the checkpoints at the end of an epoch.

@@ -39,13 +39,20 @@ pub(super) trait Trainer {
 
     fn net(&self) -> &Net<Self::Device>;
     fn net_mut(&mut self) -> &mut Net<Self::Device>;
-    /// Trains on at least one batch, from `at` on, never beyond the end of its epoch. `scaling`: what the last stretch left,
+    /// Trains on at least one batch, from `at` on, never beyond the end of its epoch nor the next step whose gradient is
+    /// logged ([`until_logged`]). `scaling`: what the last stretch left,
     /// which the run may have from a checkpoint.
     fn train(&mut self, at: Position, rate: &LearningRate, scaling: Option<Scaling>) -> Result<Stretch>;
     /// Whether the loss of a batch of training images is finite with the weights as they are now.
     fn sound(&mut self) -> Result<bool>;
     /// Loss and accuracy over a split, with the running statistics.
     fn score(&mut self, images: &Split) -> Result<Score>;
+}
+
+/// Steps from `done` to the next one whose gradient norm is logged, itself included: the first one, and every `every`-th
+/// after it; 0: none is.
+pub(super) fn until_logged(every: u64, done: u64) -> u64 {
+    if every == 0 { u64::MAX } else { (every - done % every) % every + 1 }
 }
 
 /// The SGD step of a configuration.
