@@ -243,6 +243,69 @@ fn npz_faults() {
     memory_stays_small();
 }
 
+#[test]
+fn svhn_faults() {
+    let set = Set::new(svhn_files(12, 10, false));
+    let [x, y] = svhn(0, 12);
+    let with = |elements: &[Vec<u8>], wanted: &[&str]| {
+        for compress in [false, true] {
+            says(&set.with(0, 0, |b| *b = mat(elements, compress)), wanted);
+        }
+    };
+    let (chw, l) = (images(0, 12, 3072), [1; 12]);
+    with(&[x.clone()], &["no variable y", "[\"X\"]"]);
+    with(&[], &["no variable X"]);
+    with(&[x.clone(), x.clone(), y.clone()], &["X is in it twice"]);
+    with(&[mat_matrix(9, "X", &[32, 32, 1, 36], 2, &chw), y.clone()], &["X is [32, 32, 1, 36]", "[32, 32, 3, N]"]);
+    with(&[mat_matrix(9, "X", &[32, 32, 3, 0], 2, &[]), y.clone()], &["[32, 32, 3, 0]"]);
+    with(&[mat_matrix(9, "X", &[32, 32, 3, 13], 2, &chw), y.clone()], &["[32, 32, 3, 13]", "36864 bytes of data"]);
+    with(&[mat_matrix(9, "X", &[u32::MAX; 8], 2, &chw), y.clone()], &["4294967295"]);
+    with(&[mat_matrix(9, "X", &[1; 9], 2, &chw), y.clone()], &["dimensions of type 5 in 36 bytes"]);
+    with(&[mat_matrix(11, "X", &[32, 32, 3, 6], 4, &chw), y.clone()], &["type 4: wanted uint8"]);
+    with(&[mat_matrix(1, "X", &[32, 32, 3, 12], 2, &chw), y.clone()], &["X is no array of real numbers"]);
+    with(&[x.clone(), mat_matrix(9, "y", &[11, 1], 2, &l[1..])], &["y is [11, 1] for 12 images"]);
+    with(&[x.clone(), mat_matrix(9, "y", &[12, 1], 2, &[&l[1..], &[0]].concat())], &["label 0 of image 11", "1 to 10"]);
+    with(&[x.clone(), mat_matrix(9, "y", &[12, 1], 2, &[&[11], &l[1..]].concat())], &["label 11 of image 0"]);
+    let reals = |v: f64| mat_matrix(6, "y", &[12, 1], 9, &[v; 12].map(f64::to_le_bytes).concat());
+    for v in [1.5, -1.0, f64::NAN, f64::INFINITY, 1e300] {
+        with(&[x.clone(), reals(v)], &["label of image 0 is not a whole number"]);
+    }
+    let minus = mat_matrix(8, "y", &[12, 1], 1, &[0xFF; 12]);
+    with(&[x.clone(), minus], &["label of image 0 is not a whole number"]);
+
+    says(&set.with(0, 0, |b| b.truncate(100)), &["truncated: 100 bytes"]);
+    says(&set.with(0, 0, |b| b.truncate(9000)), &["truncated: the element at byte 128 claims"]);
+    says(&set.with(0, 0, |b| b[126..128].copy_from_slice(b"MI")), &["not a little-endian MATLAB 5 file"]);
+    says(&set.with(0, 0, |b| b[..10].copy_from_slice(b"MATLAB 7.3")), &["X"].map(|_| "MATLAB"));
+    says(&set.with(0, 0, |b| b[132..136].fill(0xFF)), &["claims 4294967295 bytes"]);
+
+    // Compressed: a claim beyond what deflate can do, a stream that is longer or shorter than its claim, and a bomb.
+    let zipped = |element: &[u8]| {
+        let mut zlib = flate2::write::ZlibEncoder::new(Vec::new(), flate2::Compression::best());
+        std::io::Write::write_all(&mut zlib, element).unwrap();
+        let data = zlib.finish().unwrap();
+        let head = [15u32.to_le_bytes(), (data.len() as u32).to_le_bytes()].concat();
+        [&mat(&[], false)[..], &head, &data].concat()
+    };
+    let claimed = |size: u32| {
+        let mut x = x.clone();
+        x[4..8].copy_from_slice(&size.to_le_bytes());
+        zipped(&x)
+    };
+    says(&set.with(0, 0, |b| *b = claimed(u32::MAX)), &["a claim of 4294967295 bytes"]);
+    says(&set.with(0, 0, |b| *b = claimed(20_000)), &["X claims 36864 bytes, its element has 20000"]);
+    says(&set.with(0, 0, |b| *b = claimed(36_870)), &["truncated data"]);
+    says(&set.with(0, 0, |b| *b = zipped(&[x.clone(), vec![0; 9]].concat())), &["more data than claimed"]);
+    says(&set.with(0, 0, |b| *b = zipped(&x[..x.len() / 2])), &["truncated data"]);
+    let mut inside = mat_matrix(9, "X", &[32, 32, 3, 1 << 18], 2, &chw);
+    let tag = inside.len() - chw.len() - 4;
+    inside[tag..tag + 4].copy_from_slice(&(3072u32 << 18).to_le_bytes()); // 805 MB within an element of 37 kB
+    says(&set.with(0, 0, |b| *b = zipped(&inside)), &["X claims 805306368 bytes"]);
+    let zeros = zipped(&[&mat_element(14, &[])[..4], &(8u32 << 20).to_le_bytes(), &vec![0; 8 << 20]].concat());
+    says(&set.with(0, 0, |b| *b = zeros), &["array flags"]);
+    memory_stays_small();
+}
+
 /// Cuts a file at many places and flips bits of it. Nothing may panic; a cut file is refused; where the container has a
 /// checksum, what is accepted is what was written.
 fn torture(target: &Path, open_at: &Path, has_checksum: bool, every_byte_to: usize) {
@@ -284,6 +347,8 @@ fn every_format_survives_cuts_and_flips() {
         (cifar_bin(100, 1), false, 16),
         (fixture("cifar-10-batches-py"), false, 300),
         (fixture("cifar-100-python"), false, 300),
+        (svhn_files(1, 1, false), false, 300),
+        (svhn_files(1, 1, true), true, 600),
     ] {
         let set = Set::new(files);
         torture(&set.path(0), set.dir.path(), has_checksum, every_byte_to);

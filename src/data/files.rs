@@ -40,7 +40,8 @@ const ARCHIVES: [&str; 4] =
     ["cifar-10-python.tar.gz", "cifar-100-python.tar.gz", "cifar-10-binary.tar.gz", "cifar-100-binary.tar.gz"];
 
 pub(super) const WANTED: &str = "wanted IDX files (train-images-idx3-ubyte[.gz], ...), CIFAR-10 or CIFAR-100 (binary \
-     files, Python batches or their .tar.gz), SVHN (train_32x32.mat, test_32x32.mat) or an .npz with x_train, y_train, x_test, y_test";
+     files, Python batches or their .tar.gz), SVHN (train_32x32.mat, test_32x32.mat) or an .npz with x_train, y_train, \
+     x_test, y_test";
 
 /// Largest file taken out of an archive, and most bytes an archive may unpack to: a decompression bomb ends there.
 /// CIFAR's largest file is CIFAR-100's "train", 155 MB; each archive holds 186 MB.
@@ -127,8 +128,9 @@ impl Files {
 /// * A file: an `.npz`, an archive, or any file of a data set, which then means its folder.
 ///
 /// Kinds: IDX (raw or gzip), CIFAR-10 and CIFAR-100 as binary files or Python batches (folder, `.tar.gz` or `.tar`), SVHN
-/// (`train_32x32.mat` and `test_32x32.mat`), and `.npz` with `x_train`, `y_train`, `x_test`, `y_test`: uint8 images N,H,W or N,C,H,W or N,H,W,C, where the channels are
-/// the dimension that is 1 or 3 (both or neither is an error), and integer labels.
+/// (`train_32x32.mat` and `test_32x32.mat`), and `.npz` with `x_train`, `y_train`, `x_test`, `y_test`: uint8 images N,H,W or
+/// N,C,H,W or N,H,W,C, where the channels are the dimension that is 1 or 3 (both or neither is an error), and integer
+/// labels.
 ///
 /// The whole data is read once for its checksum. Raw files stay mapped; compressed ones are decoded into memory.
 /// Folders of image files are refused here: [`super::ImageSet`] reads them.

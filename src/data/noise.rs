@@ -36,7 +36,8 @@ impl Noise {
         match number {
             Some(sigma) => Ok(Some(Noise::Gaussian { sigma, seed })),
             None if sigma.is_empty() || sigma.starts_with('(') => Err(Error::Usage(format!(
-                "\"{spec}\": wanted gaussian(SIGMA), SIGMA the deviation as a share of the pixel range, at least 0: gaussian(0.1)"
+                "\"{spec}\": wanted gaussian(SIGMA), SIGMA the deviation as a share of the pixel range, at least 0, such as \
+                 gaussian(0.1)"
             ))),
             None => Ok(None), // a path
         }

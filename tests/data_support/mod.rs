@@ -1,7 +1,8 @@
 //! Data sets of known content, written in each real layout. Shared by the tests of `data`.
 #![allow(dead_code)] // each test binary uses a part
 
-use flate2::{Compression, write::GzEncoder};
+use flate2::Compression;
+use flate2::write::{GzEncoder, ZlibEncoder};
 use sparse_engine::data::{Dataset, Split, open};
 use std::io::{Cursor, Write};
 use std::path::{Path, PathBuf};
@@ -152,6 +153,58 @@ pub fn tar(folder: &str, files: &[Named]) -> Vec<u8> {
         out.append_data(&mut header, format!("{folder}/{name}"), data.as_slice()).unwrap();
     }
     out.into_inner().unwrap()
+}
+
+/// An element of a MATLAB 5 file: type, size, data, padding.
+pub fn mat_element(kind: u32, data: &[u8]) -> Vec<u8> {
+    let mut out = [kind.to_le_bytes(), (data.len() as u32).to_le_bytes()].concat();
+    out.extend(data);
+    out.resize(out.len().next_multiple_of(8), 0);
+    out
+}
+
+/// A matrix: array class, name, dimensions, type of the stored numbers, numbers.
+pub fn mat_matrix(class: u8, name: &str, dims: &[u32], kind: u32, data: &[u8]) -> Vec<u8> {
+    let dims: Vec<u8> = dims.iter().flat_map(|d| d.to_le_bytes()).collect();
+    // A short name lies within its tag, as MATLAB writes it.
+    let mut short = [1u16.to_le_bytes(), (name.len() as u16).to_le_bytes()].concat();
+    short.extend(name.as_bytes());
+    short.resize(8, 0);
+    let parts = [mat_element(6, &[class, 0, 0, 0, 0, 0, 0, 0]), mat_element(5, &dims), short, mat_element(kind, data)];
+    mat_element(14, &parts.concat())
+}
+
+/// A file of elements, each compressed or not.
+pub fn mat(elements: &[Vec<u8>], compress: bool) -> Vec<u8> {
+    let mut out = b"MATLAB 5.0 MAT-file, by the tests".to_vec();
+    out.resize(124, b' ');
+    out.extend([0, 1, b'I', b'M']);
+    for element in elements {
+        if compress {
+            let mut zlib = ZlibEncoder::new(Vec::new(), Compression::default());
+            zlib.write_all(element).unwrap();
+            let zlib = zlib.finish().unwrap();
+            out.extend([15u32.to_le_bytes(), (zlib.len() as u32).to_le_bytes()].concat());
+            out.extend(zlib);
+        } else {
+            out.extend(element);
+        }
+    }
+    out
+}
+
+/// X and y of file `f` as SVHN holds them: rows vary fastest, and 10 is the digit 0.
+pub fn svhn(f: usize, count: usize) -> [Vec<u8>; 2] {
+    let chw = images(f, count, 3072);
+    let x: Vec<u8> = (0..chw.len()).map(|k| chw[k / 1024 * 1024 + k % 32 * 32 + k % 1024 / 32]).collect();
+    let y: Vec<u8> = labels(f, count, 10).into_iter().map(|l| if l == 0 { 10 } else { l }).collect();
+    [mat_matrix(9, "X", &[32, 32, 3, count as u32], 2, &x), mat_matrix(6, "y", &[count as u32, 1], 2, &y)]
+}
+
+/// Both files of SVHN.
+pub fn svhn_files(train: usize, test: usize, compress: bool) -> Vec<Named> {
+    let file = |(f, (name, n)): (usize, (&str, usize))| (format!("{name}_32x32.mat"), mat(&svhn(f, n), compress));
+    [("train", train), ("test", test)].into_iter().enumerate().map(file).collect()
 }
 
 /// Files of a fixture folder, by name.
