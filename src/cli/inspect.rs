@@ -8,7 +8,7 @@ use crate::backend::cpu::plan::{LayerPlan, Plan};
 use crate::error::{Error, Result};
 use crate::metrics::{Flops, LayerWork};
 use crate::report::read_plan;
-use crate::sparsity::{Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, Ratio, layer_shares};
+use crate::sparsity::{Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, layer_shares};
 use serde::Serialize;
 use std::io::Write;
 use std::path::PathBuf;
@@ -120,10 +120,10 @@ struct Planned {
 impl Report {
     fn new(args: &InspectArgs) -> Result<Self> {
         let network = args.network.resolve()?;
-        let Network { method, density, draw, pattern, ref graph, .. } = network;
+        let Network { method, ref ratio, density, draw, pattern, ref graph, .. } = network;
         let maskable = graph.maskable();
         let shares = match draw {
-            Draw::Exact => layer_shares(&maskable, &Ratio::try_from(method)?, density, pattern)?, // without the cost of drawing
+            Draw::Exact => layer_shares(&maskable, ratio, density, pattern)?, // without the cost of drawing
             Draw::Bernoulli => drawn(&network)?,
         };
         let convs = || graph.convs().iter().zip(shares.iter().map(|share| share.nnz));
@@ -167,7 +167,7 @@ impl Report {
         }
         let (forward, training) = (flops.total, flops.training());
         Ok(Report {
-            model: network.model.to_string(),
+            model: network.model.clone(),
             width: network.width,
             classes: network.classes,
             channels: network.channels,

@@ -8,7 +8,8 @@ use crate::sparsity::{Density, Draw, Mask, Method, Pattern, Ratio, draw_patterns
 /// Which network, for which images, how sparse.
 #[derive(Clone, Debug, clap::Args)]
 pub struct NetworkArgs {
-    /// Network: resnetN (N = 6D+2) or vgg11 to vgg19 for small images; resnet18, 34, 50, 101, 152, wrn50-2 or wrn101-2
+    /// Network: resnetN (N = 6D+2) or vgg11 to vgg19 for small images; resnet18, 34, 50, 101, 152, wrn50-2 or wrn101-2; or
+    /// a file that ends in .toml: one of your own
     #[arg(long, default_value = "resnet20")]
     pub model: String,
     /// Channels of the first segment of a resnetN for small images (the paper's ResNet-A-B: B) [default: 16]
@@ -23,9 +24,15 @@ pub struct NetworkArgs {
     /// Rows and columns of an input image [default: 32 for small images, else 224]
     #[arg(long)]
     pub image_size: Option<usize>,
-    /// How layers share the density: dense, uniform or erk
+    /// How layers share the density: dense, uniform, uniform-plus, er, erk or erk-plus
     #[arg(long, default_value = "erk")]
     pub method: String,
+    /// Power scale of erk and erk-plus [default: 1]
+    #[arg(long, value_name = "POWER")]
+    pub erk_power: Option<f64>,
+    /// Density of the last layer, of erk-plus [default: 1]
+    #[arg(long, value_name = "DENSITY", allow_hyphen_values = true)]
+    pub last_density: Option<f64>,
     /// Share of the maskable weights that is pruned, in [0, 1); this or --density
     #[arg(long, allow_hyphen_values = true)]
     pub sparsity: Option<f64>,
@@ -46,13 +53,14 @@ pub struct NetworkArgs {
 
 /// What the options say, defaults filled in.
 pub(super) struct Network {
-    pub model: models::Network,
+    pub model: String,
     /// `None` for networks that have one width only.
     pub width: Option<usize>,
     pub channels: usize,
     pub image_size: usize,
     pub classes: usize,
     pub method: Method,
+    pub ratio: Ratio,
     pub density: Density,
     pub draw: Draw,
     pub pattern: Pattern,
@@ -63,7 +71,8 @@ pub(super) struct Network {
 impl NetworkArgs {
     /// The same network without masks.
     pub(super) fn dense(&self) -> Self {
-        NetworkArgs { method: "dense".into(), sparsity: None, density: None, ..self.clone() }
+        let method = "dense".into();
+        NetworkArgs { method, erk_power: None, last_density: None, sparsity: None, density: None, ..self.clone() }
     }
 
     pub(super) fn resolve(&self) -> Result<Network> {
@@ -71,22 +80,47 @@ impl NetworkArgs {
         let pattern: Pattern = self.pattern.parse()?;
         pattern.check(draw)?;
         let density = density(method, self.density, self.sparsity)?;
-        let model = models::parse(&self.model)?;
+        let ratio = self.ratio(method)?;
+        let named = if models::is_file(&self.model) { None } else { Some(models::parse(&self.model)?) };
+        let model = named.map_or_else(|| self.model.clone(), |network| network.to_string());
         let default = models::default_image(&self.model)?;
         let channels = self.channels.unwrap_or(default.0);
         let image_size = self.image_size.unwrap_or(default.1);
         let classes = self.classes.unwrap_or(default.2);
         let graph = models::by_name(&self.model, self.width, channels, classes, image_size)?;
-        let width = self.width.or(model.standard_width());
+        let width = self.width.or(named.and_then(models::Network::standard_width));
         let seed = self.seed;
-        Ok(Network { model, width, channels, image_size, classes, method, density, draw, pattern, seed, graph })
+        Ok(Network { model, width, channels, image_size, classes, method, ratio, density, draw, pattern, seed, graph })
+    }
+}
+
+impl NetworkArgs {
+    /// The method with its options.
+    fn ratio(&self, method: Method) -> Result<Ratio> {
+        let power = self.erk_power.unwrap_or(1.0);
+        if !(power.is_finite() && power > 0.0) {
+            return Err(Error::Usage(format!("--erk-power: wanted a number above 0, got {power}")));
+        }
+        let has = |methods: &[Method]| methods.contains(&method);
+        for (flag, given, methods) in [
+            ("--erk-power", self.erk_power.is_some(), &[Method::Erk, Method::ErkPlus][..]),
+            ("--last-density", self.last_density.is_some(), &[Method::ErkPlus]),
+        ] {
+            if given && !has(methods) {
+                return Err(Error::Usage(format!("{flag}: method {method} has no such option: leave it out")));
+            }
+        }
+        Ok(match method {
+            Method::Erk => Ratio::Erk { power },
+            Method::ErkPlus => Ratio::ErkPlus { power, last: Density::from_density(self.last_density.unwrap_or(1.0))? },
+            other => Ratio::try_from(other)?,
+        })
     }
 }
 
 impl Network {
     pub(super) fn masks(&self) -> Result<Vec<Mask>> {
-        let ratio = Ratio::try_from(self.method)?;
-        draw_patterns(&self.graph.maskable(), &ratio, self.density, self.pattern, self.draw, self.seed)
+        draw_patterns(&self.graph.maskable(), &self.ratio, self.density, self.pattern, self.draw, self.seed)
     }
 
     /// Two lines: the network and its images, how sparse it is.

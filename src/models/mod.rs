@@ -32,7 +32,7 @@ pub fn parse(name: &str) -> Result<Network> {
     name.parse().map_err(Error::Usage)
 }
 
-/// Builds a network by name ([`Network`]). `width`: channels of the first segment of a ResNet for small images, `None` for
+/// Builds a network by name ([`Network`]), or that of a file which ends in ".toml" ([`own_network`]). `width`: channels of the first segment of a ResNet for small images, `None` for
 /// its standard 16; other networks have one width only.
 ///
 /// # Errors
@@ -45,7 +45,15 @@ pub fn by_name(
     classes: usize,
     image_size: usize,
 ) -> Result<Graph> {
-    let (network, width) = (parse(name)?, width.into());
+    let width = width.into();
+    if is_file(name) {
+        if width.is_some() {
+            return Err(Error::Usage("width: a network of your own has the widths of its file; leave width out".into()));
+        }
+        let text = std::fs::read_to_string(name).map_err(Error::io(name, "cannot read the network"))?;
+        return own_network(&text, name, [channels, image_size, image_size], classes);
+    }
+    let network = parse(name)?;
     if width.is_some() && network.standard_width().is_none() {
         return Err(Error::Usage(format!("width: {}", network.no_width())));
     }
@@ -59,12 +67,20 @@ pub fn by_name(
     }
 }
 
+/// Whether a network's name is the path of a file that describes one.
+pub fn is_file(name: &str) -> bool {
+    std::path::Path::new(name).extension().is_some_and(|e| e == "toml")
+}
+
 /// Images that a network's published counts are for: (channels, rows = columns, classes), 3x32x32 of 10 classes for the
-/// networks for small images, 3x224x224 of 1000 for those of ImageNet.
+/// networks for small images and those of files, 3x224x224 of 1000 for those of ImageNet.
 ///
 /// # Errors
 /// An unknown name.
 pub fn default_image(name: &str) -> Result<(usize, usize, usize)> {
+    if is_file(name) {
+        return Ok((3, 32, 10));
+    }
     Ok(match parse(name)? {
         Network::CifarResnet { .. } | Network::Vgg { .. } => (3, 32, 10),
         Network::ImagenetResnet { .. } => (3, 224, 1000),
