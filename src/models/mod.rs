@@ -48,7 +48,9 @@ pub fn by_name(
     let width = width.into();
     if is_file(name) {
         if width.is_some() {
-            return Err(Error::Usage("width: a network of your own has the widths of its file; leave width out".into()));
+            return Err(Error::Usage(
+                "width: a network of your own has the widths of its file; leave width out".into(),
+            ));
         }
         let text = std::fs::read_to_string(name).map_err(Error::io(name, "cannot read the network"))?;
         return own_network(&text, name, [channels, image_size, image_size], classes);

@@ -309,6 +309,7 @@ impl<'a, T: Trainer> Run<'a, T> {
     fn save(&mut self, path: &Path) -> Result<()> {
         let net = self.finite_state()?;
         self.metrics.sync()?; // a checkpoint never knows more than the metrics
+        self.gradients.as_mut().map_or(Ok(()), Lines::sync)?;
         let meta = Meta {
             engine: Engine::this(),
             config: self.setup.config.clone(),

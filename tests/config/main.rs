@@ -3,11 +3,14 @@
 
 mod derived;
 mod faults;
+mod methods;
 
 use proptest::prelude::*;
 use sparse_engine::Error;
-use sparse_engine::config::{Config, DEFAULT_RECIPE, Overrides, RECIPES, Schedule, Seeds, Selection, resolve};
+use sparse_engine::config::WarmupBy;
+use sparse_engine::config::{Config, DEFAULT_RECIPE, Overrides, Schedule, Seeds, Selection, recipes, resolve};
 use sparse_engine::data::PadMode;
+use sparse_engine::graph::{Exempt, Fan};
 use sparse_engine::sparsity::{BlockShape, Draw, Method, Pattern};
 use std::io::Write;
 
@@ -64,12 +67,19 @@ fn the_default_is_the_recipe_as_written() {
 
 #[test]
 fn every_recipe_resolves_and_reads_back_to_itself() {
-    for recipe in RECIPES {
+    let mut names = std::collections::BTreeSet::new();
+    for recipe in recipes() {
         let overrides = Overrides { data: Some("some/where".into()), ..Overrides::default() };
-        let run = resolve(Some(recipe.name), None, &overrides).unwrap();
-        assert!(recipe.text.contains("arXiv"), "{} cites no source", recipe.name);
+        let run = resolve(Some(&recipe.name), None, &overrides).unwrap_or_else(|e| panic!("{}: {e}", recipe.name));
+        assert!(names.insert(&recipe.name), "{} stands twice", recipe.name);
+        assert!(recipe.text.contains("arXiv") && recipe.source.contains("Table 1"), "{} cites no source", recipe.name);
+        assert!(!recipe.about.is_empty() && !recipe.expect.is_empty(), "{}", recipe.name);
         let text = run.config.to_toml().unwrap();
         assert_eq!(Config::from_toml(&text, "again").unwrap(), run.config);
+        // Every key explicit: nothing is left to a default but what another key excludes.
+        for key in ["init_mode", "init_scale", "weight_decay_exempt", "warmup_by", "gradient_norm_every", "pattern"] {
+            assert!(recipe.text.contains(&format!("\n{key} = ")), "{} leaves {key} to a default", recipe.name);
+        }
     }
     let cifar = resolve(Some("cifar10-resnet20"), None, &Overrides { data: Some("c".into()), ..Default::default() });
     let cifar = cifar.unwrap();
@@ -77,6 +87,65 @@ fn every_recipe_resolves_and_reads_back_to_itself() {
     assert_eq!((cifar.config.epochs, milestones(&cifar.config)), (160, &[80.0, 120.0][..]));
     assert_eq!((cifar.config.validation, cifar.config.selection), (5000, Selection::BestVal));
     assert_eq!((cifar.config.augment.pad, cifar.config.augment.pad_mode), (4, PadMode::Reflect));
+}
+
+/// Table 1 of the paper, and what its code adds.
+#[test]
+fn recipes_are_those_of_table_1() {
+    let of = |name: &str| {
+        let data = Overrides { data: Some("d".into()), ..Overrides::default() };
+        resolve(Some(name), None, &data).unwrap_or_else(|e| panic!("{name}: {e}")).config
+    };
+    let small = "resnet20 resnet32 resnet44 resnet56 resnet110 resnet20-8 resnet20-24 resnet20-32 resnet20-40 resnet20-56 \
+                 vgg11 vgg13 vgg16 vgg19";
+    for model in small.split_whitespace() {
+        for (family, variants) in
+            [("cifar10", ["", "-dense", "-50k", "-50k-dense"]), ("cifar100", ["", "-dense", "-code", "-code-dense"])]
+        {
+            for variant in variants {
+                let name = format!("{family}-{model}{variant}");
+                let c = of(&name);
+                assert_eq!(
+                    (c.epochs, c.batch_size, c.lr, c.momentum, c.weight_decay),
+                    (160, 128, 0.1, 0.9, 5e-4),
+                    "{name}"
+                );
+                assert_eq!(milestones(&c), [80.0, 120.0], "{name}");
+                assert_eq!((c.nesterov, c.label_smoothing, c.warmup_epochs), (true, 0.0, 0.0), "{name}");
+                assert_eq!(c.weight_decay_exempt, Exempt::None, "{name}");
+                assert_eq!(c.method == Method::Dense, variant.ends_with("dense"), "{name}");
+                assert_eq!(c.network(), model, "{name}");
+                assert_eq!(c.augment.pad_mode, if family == "cifar10" { PadMode::Reflect } else { PadMode::Zero });
+                let (validation, selection) = match (family, variant.contains("code"), variant.contains("50k")) {
+                    ("cifar10", _, false) => (5000, Selection::BestVal),
+                    ("cifar100", true, _) => (0, Selection::BestTest),
+                    _ => (0, Selection::Last),
+                };
+                assert_eq!((c.validation, c.selection), (validation, selection), "{name}");
+            }
+        }
+        let vgg = recipes().iter().find(|r| r.name == format!("cifar10-{model}")).unwrap();
+        assert_eq!(vgg.source.contains("inferred: same settings"), model.starts_with("vgg"), "{model}");
+    }
+    for model in "resnet18 resnet34 resnet50 resnet101 wrn50-2".split_whitespace() {
+        for (variant, epochs, drops) in
+            [("", 100, [30.0, 60.0, 90.0]), ("-dense", 90, [30.0, 60.0, 80.0]), ("-code", 100, [30.0, 60.0, 80.0])]
+        {
+            let c = of(&format!("imagenet-{model}{variant}"));
+            assert_eq!((c.epochs, c.batch_size, c.lr, c.momentum, c.weight_decay), (epochs, 768, 0.4, 0.9, 1e-4));
+            assert_eq!(milestones(&c), drops, "{model}{variant}");
+            assert_eq!(
+                (c.nesterov, c.label_smoothing, c.warmup_epochs, c.warmup_by),
+                (false, 0.1, 5.0, WarmupBy::Epoch)
+            );
+            assert_eq!((c.weight_decay_exempt, c.init_mode), (Exempt::Released, Fan::FanIn));
+        }
+    }
+    let expect = |name: &str| recipes().iter().find(|r| r.name == name).unwrap().expect.clone();
+    assert_eq!(expect("cifar10-resnet20-dense"), "dense 92.37 %");
+    assert!(expect("cifar10-resnet20").contains("erk 91.57 at 0.5, 91.05 at 0.7, 87.79 at 0.9"));
+    assert!(expect("imagenet-wrn50-2").contains("74.50 at 0.7"));
+    assert!(expect("cifar100-vgg16").contains("71.5-74.5 (figure 13)"));
 }
 
 #[test]
@@ -91,7 +160,7 @@ fn an_unknown_recipe_lists_recipes_and_other_faults_still_show() {
     let lines: Vec<_> = error.lines().collect();
     assert_eq!(lines.len(), 2, "{error}");
     assert!(lines[0].contains("did you mean \"fashion-mnist-resnet20\""), "{error}");
-    assert!(RECIPES.iter().all(|r| lines[0].contains(r.name)), "{error}");
+    assert!(lines[0].contains("sparse-engine recipes lists them"), "{error}");
     assert!(lines[1].contains("lr: wanted a number above 0, got -1"), "{error}");
 }
 

@@ -4,7 +4,7 @@
 use super::data_support::{idx, npy, npz};
 use sparse_engine::config::{Config, Overrides, resolve};
 use sparse_engine::report::{Record, Score, Split, Summary, read_metrics};
-use sparse_engine::train::{Device, EpochInfo, Evaluation, Observer, OnDevice, Options, StartInfo, StepInfo};
+use sparse_engine::train::{Asked, Device, EpochInfo, Evaluation, Observer, OnDevice, Options, StartInfo, StepInfo};
 use std::collections::BTreeSet;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -124,8 +124,9 @@ impl Lab {
     /// Accuracy and loss of a run's last checkpoint on its own data, with the plan of its run.
     pub fn evaluate(&self, run: &str, split: Split, batch: usize, threads: usize, on: OnDevice) -> Score {
         let path = self.path(run).join("last.safetensors");
-        let evaluation = Evaluation { checkpoint: &path, data: None, split, batch, threads, plan: None, on };
-        evaluation.run().unwrap().score
+        let asked = &Asked::default();
+        let evaluation = Evaluation { checkpoint: &path, data: None, split, batch, threads, plan: None, on, asked };
+        evaluation.run().unwrap().measured.score
     }
 
     /// Options for the library; the directory is made.
