@@ -2,7 +2,7 @@
 
 /// L2 norms of the gradient of the mean loss, over the kept weights of each maskable tensor (a dense network: over all of
 /// them), before weight decay and momentum: the effective gradient flow of Tessera et al. 2021, which the paper plots in its
-/// figures 6 and 8. Where a gradient is not finite, its layer's norm, the mean and the global norm are not either.
+/// figure 6. Where a gradient is not finite, its layer's norm, the mean and the global norm are not either.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct GradientNorms {
     /// L2 norm of each layer, in the order given.

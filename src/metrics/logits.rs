@@ -121,7 +121,10 @@ impl Softmax {
         let top = argmax(row.iter().enumerate()).unwrap_or(0);
         let max = row.get(top).map_or(0.0, |&z| f64::from(z));
         let others = row.iter().enumerate().filter(|&(class, _)| class != top);
-        Ok(Softmax { top, max, rest: others.map(|(_, &z)| (f64::from(z) - max).exp()).sum() })
+        let mut odds: Vec<f64> = others.map(|(_, &z)| (f64::from(z) - max).exp()).collect();
+        // In ascending order: the same logits in another order of the classes are a tie to the last bit.
+        odds.sort_unstable_by(f64::total_cmp);
+        Ok(Softmax { top, max, rest: odds.iter().fold(0.0, |sum, odd| sum + odd) })
     }
 
     /// The largest probability, in [1 / classes, 1].
@@ -152,7 +155,8 @@ pub(super) fn diverged(logit: f32, image: usize, class: usize) -> Error {
 /// The largest softmax probability of each image, in f64, of `logits` [n, classes]: the score by which in-distribution images
 /// are told from others (Hendrycks and Gimpel 2017; the paper's figures 4, 5 and 15 by all that is known of them).
 ///
-/// Probabilities within 2^-54 of 1, margins of about 37 and more, are 1 exactly: ties as real as any other for [`auroc`].
+/// Probabilities within 2^-54 of 1, margins of about 37 and more, are 1 exactly: ties as real as any other for [`auroc`]. So
+/// are equal logits in another order of the classes.
 ///
 /// # Errors
 /// A logit that is not finite: the network diverged. A number of logits that is no multiple of the classes.

@@ -50,6 +50,19 @@ fn equal_sets_give_a_half_exactly() {
 }
 
 #[test]
+fn equal_logits_in_any_order_of_classes_tie() {
+    let mut number = numbers(8);
+    for _ in 0..200 {
+        let row: Vec<f32> = (0..11).map(|_| (number() * 12.0) as f32).collect();
+        let score = max_softmax(&row, 11).unwrap();
+        for turn in 1..11 {
+            let turned: Vec<f32> = row[turn..].iter().chain(&row[..turn]).copied().collect();
+            assert_eq!(max_softmax(&turned, 11).unwrap(), score);
+        }
+    }
+}
+
+#[test]
 fn bounds_and_signed_zeros() {
     assert_eq!(auroc(&[1.0], &[0.0]).unwrap(), 1.0);
     assert_eq!(auroc(&[0.0], &[1.0]).unwrap(), 0.0);

@@ -44,14 +44,15 @@ fn the_script_agrees_and_finds_what_is_wrong() {
         (0..n).map(|_| (number() * CLASSES as f64) as u32).collect()
     };
     let (clean, attacked) = (logits(CLASSES, &clean, &labels), logits(CLASSES, &attacked, &labels));
+    let (rows, row) = ([n, CLASSES], [n]);
     let array = |name, shape, numbers| NpzArray { name, shape, numbers };
     let arrays = [
-        array("logits", &[n, CLASSES][..], Numbers::F32(clean.data())),
-        array("labels", &[n], Numbers::I64(&labels)),
-        array("indices", &[n], Numbers::I64(clean.indices())),
-        array("ood0_logits", &[n, CLASSES], Numbers::F32(clean.data())),
+        array("logits", &rows[..], Numbers::F32(clean.data())),
+        array("labels", &row, Numbers::I64(&labels)),
+        array("indices", &row, Numbers::I64(clean.indices())),
+        array("ood0_logits", &rows, Numbers::F32(clean.data())),
         array("ood1_logits", &[311, CLASSES], Numbers::F32(&others)),
-        array("fgsm0_logits", &[n, CLASSES], Numbers::F32(attacked.data())),
+        array("fgsm0_logits", &rows, Numbers::F32(attacked.data())),
     ];
     write_npz(&path, &arrays).unwrap();
     let score = |logits: &[f32]| max_softmax(logits, CLASSES).unwrap();
@@ -63,29 +64,36 @@ fn the_script_agrees_and_finds_what_is_wrong() {
     let (good, text) = check(&python, &path, &said);
     assert!(good && text.contains("figures agree to 1e-06"), "{text}");
 
-    for pointer in [
-        "/n",
-        "/accuracy",
-        "/top5",
-        "/nll",
-        "/ece/value",
-        "/ece/reliability/4/lo",
-        "/ece/reliability/14/count",
-        "/ece/reliability/14/confidence",
-        "/ece/reliability/14/accuracy",
-        "/ood/1/auroc",
-        "/ood/1/n",
-        "/fgsm/0/accuracy",
-    ] {
-        let mut wrong = said.clone();
+    // Each of these alone makes one line, and so do they together.
+    let figures = [
+        ("/n", "n"),
+        ("/accuracy", "accuracy"),
+        ("/top5", "top5"),
+        ("/nll", "nll"),
+        ("/ece/reliability/4/lo", "ece.reliability[4].lo"),
+        ("/ece/reliability/14/count", "ece.reliability[14].count"),
+        ("/ece/reliability/14/confidence", "ece.reliability[14].confidence"),
+        ("/ece/reliability/14/accuracy", "ece.reliability[14].accuracy"),
+        ("/ece/value", "ece.value"),
+        ("/ood/1/n", "ood[1].n"),
+        ("/ood/1/auroc", "ood[1].auroc"),
+        ("/fgsm/0/accuracy", "fgsm[0].accuracy"),
+    ];
+    let mut wrong = said.clone();
+    for (pointer, _) in figures {
         let figure = wrong.pointer_mut(pointer).unwrap();
         *figure = match figure.as_u64() {
             Some(count) => json!(count + 1),
             None => json!(figure.as_f64().unwrap() + 2e-6),
         };
-        let (good, text) = check(&python, &path, &wrong);
-        assert!(!good && text.lines().count() == 1, "{pointer}: {text}");
     }
+    let (good, text) = check(&python, &path, &wrong);
+    let named: Vec<_> = text.lines().map(|line| line.split(": ").next().unwrap()).collect();
+    assert_eq!((good, named), (false, figures.map(|(_, name)| name).to_vec()), "{text}");
+    let mut diverged = said.clone();
+    diverged["nll"] = Value::Null; // what JSON has for NaN
+    let (good, text) = check(&python, &path, &diverged);
+    assert!(!good && text.starts_with("nll: the JSON says None"), "{text}");
     let mut missing = said.clone();
     missing.as_object_mut().unwrap().remove("nll");
     let (good, text) = check(&python, &path, &missing);
