@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use sparse_engine::Error;
 use sparse_engine::config::{Config, DEFAULT_RECIPE, Overrides, RECIPES, Schedule, Seeds, Selection, resolve};
 use sparse_engine::data::PadMode;
-use sparse_engine::sparsity::{BlockShape, Draw, Method, Pattern};
+use sparse_engine::sparsity::{BlockShape, Draw, Method, Pattern, Ratio};
 use std::io::Write;
 
 fn sets(list: &[&str]) -> Overrides {
