@@ -152,7 +152,7 @@ fn bad_arguments_say_what_is_allowed() {
         ("--model vgg16 --width 16 --density 0.1", "width: vgg16 has one width only"),
         ("--model vgg16 --image-size 15 --density 0.1", "image size: wanted 16"),
         ("--model resnet21 --density 0.1", "6D+2"),
-        ("--method ERK_plus --density 0.1", "dense, uniform, erk"),
+        ("--method ERK_plus --density 0.1", "dense, uniform, uniform-plus, er, erk, erk-plus, snip"),
         ("--mask-draw random --density 0.1", "exact, bernoulli"),
         ("--pattern block --density 0.1", "unknown pattern \"block\": wanted \"unstructured\", or \"block:RxC\""),
         ("--pattern block:16 --density 0.1", "such as block:16x16"),

@@ -45,8 +45,8 @@ pub(super) fn overspent(layers: &[Maskable], ratio: &Ratio, density: Density, sh
     }
     let taken: u64 = pinned().map(|(_, kept, _)| kept).sum();
     Error::Usage(format!(
-        "{} gives layers {taken} weights by themselves ({}), the budget of density {density} is {}: nothing is left for \
-         the others; {}",
+        "{} gives layers {taken} weights by themselves ({}), the budget of density {density} is {}: nothing is left \
+         for the others; {}",
         ratio.name(),
         named.join(", "),
         shares.budget,

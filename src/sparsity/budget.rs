@@ -236,7 +236,7 @@ mod tests {
         {
             assert_eq!(Density::of_budget(kept, n).unwrap(), density(want), "{kept} of {n}");
         }
-        assert_eq!(Density::of_budget(12_345_678, 68_814_016).unwrap(), density(0.17940644));
+        assert_eq!(Density::of_budget(12_345_678, 68_814_016).unwrap(), density(0.17940645));
         for (kept, n) in [(0, 5), (6, 5), (0, 0)] {
             assert_eq!(Density::of_budget(kept, n).unwrap_err().exit_code(), 2);
         }

@@ -20,22 +20,17 @@ pub(super) fn pins(layers: &[Maskable], map: &[(String, Density)]) -> Result<Vec
 }
 
 fn pin(layer: &Maskable, map: &[(String, Density)]) -> Result<Option<Density>> {
-    let mut best: Option<(u8, &str, Density)> = None;
-    for (pattern, density) in map {
-        let Some(rank) = rank(pattern, layer) else { continue };
-        match best {
-            Some((other, ..)) if other < rank => continue,
-            Some((other, first, known)) if other == rank && known != *density => {
-                return Err(Error::Usage(format!(
-                    "layer {}: {first:?} gives it density {known}, {pattern:?} {density}; name the layer itself, or make \
-                     the patterns differ",
-                    name(layer)
-                )));
-            }
-            _ => best = Some((rank, pattern, *density)),
-        }
+    let Some(best) = map.iter().filter_map(|(pattern, _)| rank(pattern, layer)).min() else { return Ok(None) };
+    let mut equals = map.iter().filter(|(pattern, _)| rank(pattern, layer) == Some(best));
+    let Some((first, density)) = equals.next() else { return Ok(None) };
+    match equals.find(|(_, other)| other != density) {
+        Some((second, other)) => Err(Error::Usage(format!(
+            "layer {}: {first:?} gives it density {density}, {second:?} {other}; name the layer itself, or make the \
+             patterns differ",
+            name(layer)
+        ))),
+        None => Ok(Some(*density)),
     }
-    Ok(best.map(|(.., density)| density))
 }
 
 /// The name without ".weight".

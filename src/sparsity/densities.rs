@@ -23,11 +23,9 @@ use std::collections::HashSet;
 /// others nothing, or too much.
 pub fn layer_densities(layers: &[Maskable], ratio: &Ratio, density: Density) -> Result<Vec<f64>> {
     let mut shares = Shares::new(layers, ratio, density)?;
-    if shares.open().next().is_some() && shares.pins.iter().any(Option::is_some) {
+    if shares.pins.iter().any(Option::is_some) && shares.pins.iter().any(Option::is_none) {
         shares = Shares::unsettled(layers, ratio, density)?;
-        if !shares.pin(false) || (shares.whole, shares.part) == (0, 0) {
-            return Err(advice::overspent(layers, ratio, density, &shares));
-        }
+        shares.pin(false);
         shares.saturate();
     }
     let rest = shares.whole as f64 + shares.part as f64 / shares.unit as f64;
@@ -63,7 +61,7 @@ pub fn layer_counts(layers: &[Maskable], ratio: &Ratio, density: Density) -> Res
 pub(super) enum Misfit {
     /// The density of this pinned layer keeps none of its weights.
     Empty(usize),
-    /// Pinned layers take more than the budget.
+    /// Pinned layers take more than the budget, or leave others nothing.
     Over,
     /// All layers together take less.
     Under,
@@ -161,7 +159,9 @@ impl Shares {
             return Err(Misfit::Empty(l));
         }
         let pinned: u64 = (0..self.pins.len()).filter_map(|l| self.pinned(l)).sum();
-        if pinned > self.budget {
+        let mut exact = self.clone();
+        let left = exact.pin(false) && (exact.whole, exact.part) > (0, 0);
+        if pinned > self.budget || !left && self.pins.iter().any(Option::is_none) {
             return Err(Misfit::Over);
         }
         if pinned > self.whole {
@@ -209,7 +209,9 @@ impl Shares {
             }
             let dense = self.open().filter(|&l| self.compare_scores(l, top) == Ordering::Equal);
             let dense: Vec<_> = dense.map(|l| (l, self.sizes[l])).collect();
-            self.settle(&dense);
+            if !self.settle(&dense) {
+                return;
+            }
         }
     }
 

@@ -210,7 +210,15 @@ impl Ratio {
         let pins = match self {
             Ratio::UniformPlus => {
                 let last = density.max(Density::FIFTH);
-                self.by_role(layers, &[(Role::First, Density::ONE), (Role::Last, last)])?
+                let pins = self.by_role(layers, &[(Role::First, Density::ONE), (Role::Last, last)])?;
+                if pins.iter().all(Option::is_some) {
+                    return Err(Error::Usage(format!(
+                        "{} gives first and last layers densities of their own, and this network has no layer between \
+                         them to meet the budget; choose another method",
+                        self.name()
+                    )));
+                }
+                pins
             }
             Ratio::ErkPlus { last, .. } => self.by_role(layers, &[(Role::Last, *last)])?,
             Ratio::Custom { layers: map, .. } => custom::pins(layers, map)?,

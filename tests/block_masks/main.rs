@@ -16,8 +16,8 @@ use proptest::prelude::*;
 use shares::broken;
 use sparse_engine::models;
 use sparse_engine::sparsity::{
-    BlockShape, Density, Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, Ratio, draw_masks,
-    draw_patterns, layer_counts, layer_densities, layer_shares, mask_hash,
+    BlockShape, Density, Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, Ratio, Rest, Role, draw_masks, draw_patterns,
+    layer_counts, layer_densities, layer_shares, mask_hash,
 };
 
 fn density(written: f64) -> Density {
@@ -96,8 +96,26 @@ fn small_networks() -> impl Strategy<Value = Vec<Maskable>> {
     ];
     prop::collection::vec((shape, 1usize..4), 1..6).prop_map(|shapes| {
         let shapes = shapes.into_iter().flat_map(|(shape, times)| vec![shape; times]);
-        shapes.enumerate().map(|(l, shape)| layer(&format!("layer{l}"), &shape)).collect()
+        let mut layers: Vec<_> = shapes.enumerate().map(|(l, shape)| layer(&format!("layer{l}"), &shape)).collect();
+        layers[0].role = Role::First;
+        layers.last_mut().unwrap().role = Role::Last;
+        layers
     })
+}
+
+/// Those with pinned layers too. The first layer of a small network always has the name.
+fn ratios() -> impl Strategy<Value = Ratio> {
+    let part = || (1u32..1001).prop_map(|thousandths| density(f64::from(thousandths) / 1000.0));
+    let rest = prop_oneof![Just(Rest::Uniform), Just(Rest::Er), Just(Rest::Erk)];
+    prop_oneof![
+        Just(Ratio::Uniform),
+        Just(Ratio::ERK),
+        Just(Ratio::UniformPlus),
+        Just(Ratio::Er),
+        (0.0..2.0f64).prop_map(|power| Ratio::Erk { power }),
+        part().prop_map(|last| Ratio::ErkPlus { power: 1.0, last }),
+        (part(), rest).prop_map(|(d, rest)| Ratio::Custom { layers: vec![("layer0".into(), d)], rest }),
+    ]
 }
 
 proptest! {
@@ -107,11 +125,11 @@ proptest! {
     fn any_small_network(
         layers in small_networks(),
         thousandths in 1u32..1001,
-        erk: bool,
+        ratio in ratios(),
         (r, c) in prop_oneof![(1u32..4, 1u32..4), Just((2, 2)), Just((1, 1))],
         seed: u64,
     ) {
-        let (ratio, d) = (if erk { Ratio::ERK } else { Ratio::Uniform }, f64::from(thousandths) / 1000.0);
+        let d = f64::from(thousandths) / 1000.0;
         let shares = layer_shares(&layers, &ratio, density(d), block(r, c));
         let Ok(shares) = shares else {
             let e = layer_counts(&layers, &ratio, density(d)).unwrap_err();

@@ -53,7 +53,9 @@ pub fn broken(layers: &[Maskable], ratio: &Ratio, d: f64, pattern: Pattern, shar
 fn every_network_meets_its_budget_and_every_layer_its_rule() {
     let mut forms = HashMap::new();
     for (name, layers) in networks() {
-        for ratio in [Ratio::Uniform, Ratio::ERK] {
+        let plus = Ratio::ErkPlus { power: 1.0, last: density(0.4) };
+        let custom = Ratio::Custom { layers: vec![("*conv1".into(), density(0.07))], rest: Rest::Er };
+        for ratio in [Ratio::Uniform, Ratio::ERK, Ratio::UniformPlus, plus, custom] {
             for d in [0.5, 0.2, 0.1, 0.05, 0.02, 1.0 / 3.0, 0.123456] {
                 for (r, c) in [(16, 16), (8, 8), (32, 32), (16, 8), (4, 64), (1, 16), (64, 1)] {
                     let shares = layer_shares(&layers, &ratio, density(d), block(r, c)).unwrap();

@@ -34,7 +34,7 @@ fn each_fault_says_what_is_wrong() {
         ("density=nan", "density: wanted"),
         (
             "method=ekr",
-            "method: wanted one of \"dense\", \"uniform\", \"erk\", got the string \"ekr\"; did you mean \"erk\"?",
+            "method: wanted one of \"dense\", \"uniform\", \"uniform-plus\", \"er\", \"erk\"",
         ),
         ("mask_draw=random", "mask_draw: wanted one of \"exact\", \"bernoulli\""),
         ("pattern=blocks", "pattern: wanted \"unstructured\", or \"block:RxC\""),
@@ -77,7 +77,7 @@ fn each_fault_says_what_is_wrong() {
 
 #[test]
 fn every_method_and_draw_can_be_named() {
-    for (name, method) in Method::ALL {
+    for (name, method) in Method::ALL.into_iter().filter(|(_, m)| ![Method::Custom, Method::File].contains(m)) {
         assert_eq!(with(&[&format!("method={name}")]).method, method);
     }
     for (name, draw) in Draw::ALL {

@@ -1,13 +1,19 @@
-//! Densities, budgets and counts against published figures. `laws.rs`: an independent f64 loop, and laws that must hold for
-//! any network.
+//! Densities, budgets and counts against published figures. `golden.rs`: all ratios on many networks against an independent
+//! script; `pinned.rs`: layers with a density of their own; `scores.rs`: masks from scores and given ones; `laws.rs`: an
+//! independent f64 loop, and laws that must hold for any network.
 
+#![allow(clippy::neg_cmp_op_on_partial_ord)] // so that NaN fails
+
+mod golden;
 mod laws;
 #[path = "../nets/mod.rs"]
 mod nets;
+mod pinned;
+mod scores;
 
 use nets::resnet;
 use sparse_engine::sparsity::{
-    Density, Draw, Mask, Maskable, Method, Ratio, draw_masks, layer_counts, layer_densities, mask_hash,
+    Density, Draw, Mask, Maskable, Method, Positions, Ratio, Rest, draw_masks, layer_counts, layer_densities, mask_hash,
 };
 
 fn density(written: f64) -> Density {
@@ -116,7 +122,7 @@ fn budgets_hold_exactly_for_any_decimal() {
 
 #[test]
 fn largest_remainder_by_hand_with_ties_in_layer_order() {
-    let layer = |name: &str, n: usize| Maskable::new(name.into(), vec![n]);
+    let layer = |name: &str, n: usize| Maskable::new(name, [n]);
     // Targets 0.5 * (5, 3, 9, 4) = 2.5, 1.5, 4.5, 2; 10.5 of 21 rounds to 11: two of the three halves, the first ones.
     let layers = [layer("a", 5), layer("b", 3), layer("c", 9), layer("d", 4)];
     assert_eq!(layer_counts(&layers, &Ratio::Uniform, density(0.5)).unwrap(), [3, 2, 4, 2]);
@@ -151,7 +157,7 @@ fn degenerate_networks() {
             .iter()
             .all(|m| { m.kept.is_none() && m.density == 1.0 })
     );
-    let one = [Maskable::new("fc".into(), vec![10, 64])];
+    let one = [Maskable::new("fc", [10, 64])];
     assert_eq!(layer_densities(&one, &Ratio::ERK, density(0.25)).unwrap(), [0.25]);
     assert_eq!(layer_counts(&one, &Ratio::ERK, density(0.25)).unwrap(), [160]);
     assert!(draw_masks(&[], &Ratio::ERK, density(0.5), Draw::Exact, 0).unwrap().is_empty());
@@ -167,7 +173,7 @@ fn degenerate_networks() {
 #[test]
 fn a_layer_that_would_die_is_named() {
     let net = resnet(20, 16, 3, 10, 32);
-    for (ratio, d, target) in [(Ratio::Uniform, 0.0005, "5.00e-4"), (Ratio::ERK, 0.0001, "9.49e-4")] {
+    for (ratio, d, target) in [(Ratio::Uniform, 0.0005, "5.00e-4"), (Ratio::ERK, 0.0001, "9.50e-4")] {
         let e = draw_masks(&net.layers, &ratio, density(d), Draw::Exact, 0).unwrap_err();
         assert_eq!(e.exit_code(), 2);
         let text = e.to_string();
@@ -231,10 +237,29 @@ fn names_parse_and_print() {
         assert_eq!(draw.to_string(), name);
         assert_eq!(serde_json::to_value(draw).unwrap(), name);
     }
+    for (name, rest) in Rest::ALL {
+        assert_eq!((name.parse::<Rest>().unwrap(), rest.to_string().as_str()), (rest, name));
+        assert_eq!(serde_json::to_value(rest).unwrap(), name);
+    }
+    for (name, positions) in Positions::ALL {
+        assert_eq!((name.parse::<Positions>().unwrap(), positions.to_string().as_str()), (positions, name));
+        assert_eq!(serde_json::to_value(positions).unwrap(), name);
+    }
     let e = "ER".parse::<Method>().unwrap_err();
-    assert_eq!(
-        (e.exit_code(), e.to_string().as_str()),
-        (2, "unknown method \"ER\": choose one of dense, uniform, erk")
-    );
+    let all = "dense, uniform, uniform-plus, er, erk, erk-plus, snip, grasp, global-magnitude, custom, file";
+    assert_eq!((e.exit_code(), e.to_string()), (2, format!("unknown method \"ER\": choose one of {all}")));
     assert_eq!("".parse::<Draw>().unwrap_err().to_string(), "unknown mask draw \"\": choose one of exact, bernoulli");
+    let scored: Vec<_> = Method::ALL.iter().filter(|(_, m)| m.is_scored()).map(|(name, _)| *name).collect();
+    assert_eq!(scored, ["snip", "grasp", "global-magnitude"]);
+    for (name, method) in Method::ALL {
+        let without = ["snip", "grasp", "global-magnitude", "custom", "file"].contains(&name);
+        match Ratio::try_from(method) {
+            Ok(_) => assert!(!without, "{name}"),
+            Err(e) => {
+                let e = e.to_string();
+                assert!(without && e.contains(&format!("method {name} is not available here")), "{e}");
+                assert!(e.ends_with("choose one of dense, uniform, uniform-plus, er, erk, erk-plus"), "{e}");
+            }
+        }
+    }
 }
