@@ -20,6 +20,7 @@ of each its kept positions in ascending order. `running`: norms in creation orde
     grads [20,stored]                 of the mean loss, weight decay not added
     loss [20], logits [20,16,10]      of the training forward; logits of absent images hold 0
     eval_loss [1], eval_logits [16,10]  evaluation mode, last state, images 0..16, mean loss
+    eval_input_grad [16,3,12,12]      gradient of those images: of the sum of their losses
 Metadata `about`, one JSON object: params ([name, shape] in creation order), norms (names in creation order), depth,
 width, batch, lr, momentum, weight_decay, nesterov, python, torch, numpy, safetensors.
 """
@@ -190,6 +191,8 @@ def main(path):
         eval_logits = net(images[:BATCH])
         eval_loss = F.nll_loss(F.log_softmax(eval_logits, dim=1), labels[:BATCH])
     print(f"evaluation: loss {eval_loss.item():.4f}")
+    seen = images[:BATCH].clone().requires_grad_(True)
+    F.nll_loss(F.log_softmax(net(seen), dim=1), labels[:BATCH], reduction="sum").backward()
 
     u32 = lambda t: t.to(torch.uint32)
     tensors = {
@@ -202,6 +205,7 @@ def main(path):
         "grads": torch.stack(grads),
         "eval_loss": eval_loss.reshape(1),
         "eval_logits": eval_logits,
+        "eval_input_grad": seen.grad,
         **{name: torch.stack(rows) for name, rows in history.items()},
         **{f"kept.{name}": u32(mask.reshape(-1).nonzero().reshape(-1)) for name, mask in masks.items()},
     }

@@ -8,7 +8,7 @@ use sparse_engine::backend::cpu::CpuBackend;
 use sparse_engine::backend::gpu::emu::{Emulated, Order};
 use sparse_engine::backend::gpu::{self, Driver, GpuBackend, Precision, cuda::Cuda};
 use sparse_engine::backend::{Backend, SgdStep, Spec, Store};
-use sparse_engine::graph::{Graph, Net};
+use sparse_engine::graph::{Exempt, Graph, Net};
 use sparse_engine::models;
 use sparse_engine::sparsity::{Density, Draw, Mask, Pattern, Ratio, draw_patterns};
 use support::{CLASSES, SIDE, images};
@@ -43,6 +43,15 @@ impl Lockstep {
 
     fn net<B: Backend>(&self, make: impl FnOnce(Spec) -> sparse_engine::Result<B>) -> Net<B> {
         Net::new(&self.graph, &self.masks, self.size, make).unwrap()
+    }
+
+    /// Bytes of indices of the same network, every parameter with weight decay.
+    fn indices_without_exemption<D: Driver>(&self, open: &impl Fn() -> D) -> u64 {
+        let net = self.net(|mut spec| {
+            spec.params.iter_mut().for_each(|p| p.decay = true);
+            GpuBackend::new(open(), spec, Precision::F32, None)
+        });
+        net.backend().bytes().indices
     }
 
     fn run<D: Driver>(&self, open: impl Fn() -> D, precision: Precision) {
@@ -111,6 +120,57 @@ fn bf16_emulated() {
 #[test]
 fn tf32_emulated() {
     small(Pattern::Unstructured, 0.6).run(emulated, Precision::Tf32);
+}
+
+/// Three updates by the same numbers on two devices: the same bytes, whoever has weight decay.
+fn update_alike<D: Driver>(open: impl Fn() -> D) {
+    let mut ends = vec![];
+    for exempt in [Exempt::None, Exempt::ByKind, Exempt::Released] {
+        let mut graph = models::resnet(8, 5, 1, CLASSES, 8).unwrap();
+        graph.set_weight_decay(exempt);
+        let net = Lockstep::new(graph, 4, Pattern::Unstructured, 0.6);
+        let mut cpu = net.net(|spec| CpuBackend::new(spec, 2));
+        let mut dev = net.net(|spec| GpuBackend::new(open(), spec, Precision::F32, None));
+        let extra = dev.backend().bytes().indices - net.indices_without_exemption(&open);
+        let stored = cpu.backend().spec().stored();
+        let bits = 4 * stored.div_ceil(32) as u64;
+        assert_eq!(extra, if exempt == Exempt::None { 0 } else { bits }, "{exempt:?}: a bit a stored parameter");
+        let numbers = |seed: usize| -> Vec<f32> {
+            (0..stored).map(|i| ((i * 7919 + seed * 104_729) % 1000) as f32 / 300.0 - 1.7).collect()
+        };
+        for step in 0..3 {
+            for (i, store) in [Store::Values, Store::Momentum, Store::Grads].into_iter().enumerate() {
+                if step == 0 || store == Store::Grads {
+                    cpu.backend_mut().write_store(store, &numbers(3 * step + i));
+                    dev.backend_mut().write_store(store, &numbers(3 * step + i));
+                }
+            }
+            cpu.sgd(STEP);
+            dev.sgd(STEP);
+            for store in [Store::Values, Store::Momentum] {
+                let [a, b] = [cpu.backend().read_store(store), dev.backend().read_store(store)];
+                assert!(
+                    a.iter().zip(&b).all(|(a, b)| a.to_bits() == b.to_bits()),
+                    "{exempt:?}, step {step}, {store:?}"
+                );
+            }
+        }
+        ends.push(cpu.backend().read_store(Store::Values));
+    }
+    assert!(ends[0] != ends[1] && ends[1] != ends[2] && ends[0] != ends[2]);
+}
+
+#[test]
+fn exempt_parameters_update_alike_emulated() {
+    Order::BOTH.into_iter().for_each(|order| update_alike(|| Emulated::new(order).unwrap()));
+}
+
+#[test]
+fn exempt_parameters_update_alike_on_a_real_gpu() {
+    match gpu::probe() {
+        Ok(_) => update_alike(|| Cuda::open().unwrap()),
+        Err(why) => drop(std::io::Write::write_fmt(&mut std::io::stderr(), format_args!("skipped: {why}\n"))),
+    }
 }
 
 #[test]

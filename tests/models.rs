@@ -2,7 +2,7 @@
 #![allow(clippy::neg_cmp_op_on_partial_ord)] // so that NaN fails
 
 use sparse_engine::backend::{Plane, PoolSpec};
-use sparse_engine::graph::{Graph, Op};
+use sparse_engine::graph::{Exempt, Graph, Op};
 use sparse_engine::models::{self, Network};
 use sparse_engine::sparsity::{Density, Maskable, Ratio, layer_densities};
 
@@ -318,4 +318,37 @@ fn sizes_out_of_range_are_named() {
     }
     assert!(models::vgg(12, 3, 10, 32).unwrap_err().to_string().contains("11, 13, 16 or 19, got 12"));
     assert!(models::resnet(21, 16, 3, 10, 32).unwrap_err().to_string().contains("6D+2"));
+}
+
+#[test]
+fn weight_decay_exemptions() {
+    let decayed = |g: &Graph| -> Vec<String> {
+        g.params().iter().filter(|p| p.decay && !p.maskable).map(|p| p.name.clone()).collect()
+    };
+    for name in ["resnet20", "vgg11", "resnet18", "resnet50"] {
+        let mut g = build(name, None);
+        assert!(g.params().iter().all(|p| p.decay), "{name}: every parameter without a choice");
+        g.set_weight_decay(Exempt::ByKind);
+        assert_eq!(decayed(&g), [""; 0], "{name}");
+        g.set_weight_decay(Exempt::Released);
+        // That code's names of what decays: "downsample.1.weight", "downsample.1.bias", "fc.bias".
+        let shortcuts = g.convs().iter().filter(|c| c.name.contains("shortcut")).count();
+        let got = decayed(&g);
+        assert_eq!(got.len(), 2 * shortcuts + 1, "{name}: {got:?}");
+        assert!(got.iter().all(|p| p.contains(".shortcut.bn.") || p == "fc.bias"), "{name}: {got:?}");
+        assert!(g.params().iter().all(|p| p.decay || !p.maskable), "{name}: every weight");
+        g.set_weight_decay(Exempt::None);
+        assert!(g.params().iter().all(|p| p.decay), "{name}");
+    }
+    // By name, as there: a norm of another name decays, and so does what comes after the choice.
+    let mut g = Graph::new(3, 8, 8);
+    let x = g.norm("scale", g.input());
+    let x = g.norm("x.bn3", x);
+    g.set_weight_decay(Exempt::Released);
+    g.norm("bn", x);
+    let decay: Vec<bool> = g.params().iter().map(|p| p.decay).collect();
+    assert_eq!(decay, [true, true, false, false, true, true]);
+    for (exempt, name) in [(Exempt::None, "none"), (Exempt::ByKind, "by-kind"), (Exempt::Released, "released")] {
+        assert_eq!(serde_json::to_value(exempt).unwrap(), name);
+    }
 }

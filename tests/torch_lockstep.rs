@@ -13,7 +13,7 @@ use sparse_engine::backend::gpu::{
 };
 use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::backend::{Backend, Real, SgdStep, Spec, Store};
-use sparse_engine::graph::Net;
+use sparse_engine::graph::{Graph, Net};
 use sparse_engine::models;
 use sparse_engine::sparsity::Mask;
 use std::ops::Range;
@@ -127,6 +127,15 @@ impl Fixture {
 
     /// The network with the fixture's masks, its state still empty.
     fn net<B: Backend>(&self, make: impl FnOnce(Spec) -> Result<B>) -> Net<B> {
+        self.net_by(Net::new, make)
+    }
+
+    /// The same by one of its constructors.
+    fn net_by<B: Backend, M: FnOnce(Spec) -> Result<B>>(
+        &self,
+        new: impl FnOnce(&Graph, &[Mask], usize, M) -> Result<Net<B>>,
+        make: M,
+    ) -> Net<B> {
         let (images, _) = self.tensor("images", Dtype::F64);
         let classes = self.tensor("logits", Dtype::F64).0[2];
         let graph = models::resnet(self.about.depth, self.about.width, images[1], classes, images[2]).unwrap();
@@ -140,7 +149,7 @@ impl Fixture {
             Mask { name: m.name, shape: m.shape, density, kept: Some(kept.into()), block: None }
         };
         let masks: Vec<Mask> = graph.maskable().into_iter().map(mask).collect();
-        let net = Net::new(&graph, &masks, self.about.batch, make).unwrap();
+        let net = new(&graph, &masks, self.about.batch, make).unwrap();
         assert_eq!(net.backend().spec().stored(), self.row("values", 0).len(), "stored parameters");
         net
     }
@@ -241,6 +250,41 @@ fn check_evaluation<B: Backend>(fixture: &Fixture, net: &mut Net<B>, loss_tol: f
     let got = f64s(&net.logits(labels.len()));
     let want: Vec<f64> = which.iter().flat_map(|&i| fixture.row("eval_logits", i as usize)).collect();
     within("evaluation logits", relative(&got, &want), logits_tol);
+}
+
+/// The gradient of the images in evaluation mode, of the sum of their losses.
+fn input_gradient<B: Backend>(make: impl FnOnce(Spec) -> Result<B>, tol: f64) {
+    let fixture = Fixture::load();
+    let mut net = fixture.net_by(Net::with_input_gradient, make);
+    fixture.set(&mut net, 20);
+    let which: Vec<u32> = (0..fixture.rows("eval_logits") as u32).collect();
+    let Batch { images, labels } = fixture.images(&which);
+    let softmax = |logits: &[B::Real]| -> Vec<B::Real> {
+        let logits = f64s(logits);
+        let row = |(z, &label): (&[f64], &u32)| {
+            let sum: f64 = z.iter().map(|z| z.exp()).sum();
+            (0..z.len())
+                .map(|c| B::Real::from_f64(z[c].exp() / sum - f64::from(c == label as usize)))
+                .collect::<Vec<_>>()
+        };
+        logits.chunks(logits.len() / labels.len()).zip(&labels).flat_map(row).collect()
+    };
+    let (logits, gradient) = net.input_gradient(&images, labels.len(), softmax);
+    let rows = |name: &str| which.iter().flat_map(|&i| fixture.row(name, i as usize)).collect::<Vec<f64>>();
+    within("logits", relative(&f64s(&logits), &rows("eval_logits")), tol.min(1e-4));
+    within("gradient of the images", relative_l2(&f64s(&gradient), &rows("eval_input_grad")), tol);
+}
+
+#[test]
+fn input_gradients() {
+    input_gradient(|spec| Ok(RefBackend::new(spec)), 1e-9);
+    // f32: as for gradients of parameters.
+    input_gradient(|spec| CpuBackend::new(spec, 2), Tolerance::F32.gradient);
+    #[cfg(feature = "emu")]
+    input_gradient(
+        |spec| GpuBackend::new(Emulated::new(Order::Ascending)?, spec, Precision::F32, None),
+        Tolerance::F32.gradient,
+    );
 }
 
 /// Largest relative errors of one step from a given state.

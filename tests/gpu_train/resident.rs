@@ -89,6 +89,46 @@ fn nothing_is_updated_once_a_loss_is_not_finite() {
     assert!(end == kept, "values, momentum and running statistics are those after the third step");
 }
 
+/// The gradients that can be read are those of the last step, without the scale that it had: not of the next one's, and not
+/// of what an evaluation or a new epoch leaves.
+#[test]
+fn gradients_of_the_last_step_are_read_without_its_scale() {
+    let rates = [0.1; 4];
+    let two_steps = |precision, scale: f32, kind| {
+        let mut r = Resident::new(precision, &rates);
+        // The second of these steps is the one after which a dynamic scale grows.
+        r.net.backend_mut().set_state(&StepState { good: LossScale::GROWTH_INTERVAL - 2, ..state(scale) }).unwrap();
+        r.steps(2, kind);
+        r
+    };
+    let values = |r: &Resident| -> Vec<f64> { r.net.gradients().into_iter().flat_map(|g| g.values).collect() };
+    for precision in [Precision::F32, Precision::F16] {
+        let want = values(&two_steps(precision, 1.0, LossScale::Static(1.0)));
+        let mut r = two_steps(precision, 64.0, LossScale::Dynamic);
+        let end = r.net.backend().state().unwrap();
+        assert_eq!((end.loss_scale, end.held, end.grads_scale), (128.0, 0, 64.0), "{precision}");
+        let got = values(&r);
+        let length = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
+        let error = length(&mut got.iter().zip(&want).map(|(g, w)| g - w)) / length(&mut want.iter().copied());
+        // Powers of two change no digit of f32; small gradients lose some in f16.
+        let tol = if precision == Precision::F32 { 0.0 } else { 2e-2 };
+        assert!(error <= tol, "{precision}: {error}");
+
+        let Resident { net, feed, images } = &mut r;
+        net.backend().begin_evaluation(feed, 0).unwrap();
+        net.start_evaluation_step(feed, images, BATCH).unwrap();
+        net.backend_mut().set_state(&state(4096.0)).unwrap();
+        assert!(values(&r) == got, "{precision}: an evaluation and a new epoch change no gradient");
+        assert_eq!(r.net.backend().state().unwrap().loss_scale, 4096.0);
+
+        // A pass that the host starts has no scale, and none of the last step's.
+        let pixels = vec![0.5; BATCH * SIDE * SIDE];
+        r.net.forward_backward(&pixels, &[1; BATCH], 0.0);
+        let store: Vec<f64> = r.net.backend().read_store(Store::Grads).into_iter().map(f64::from).collect();
+        assert!(values(&r) == store, "{precision}");
+    }
+}
+
 /// A gradient that overflows leaves its step out and halves the scale; good steps go on.
 #[test]
 fn an_overflow_leaves_its_step_out_and_halves_the_scale() {
