@@ -276,7 +276,11 @@ fn svhn_faults() {
     says(&set.with(0, 0, |b| b.truncate(100)), &["truncated: 100 bytes"]);
     says(&set.with(0, 0, |b| b.truncate(9000)), &["truncated: the element at byte 128 claims"]);
     says(&set.with(0, 0, |b| b[126..128].copy_from_slice(b"MI")), &["not a little-endian MATLAB 5 file"]);
-    says(&set.with(0, 0, |b| b[..10].copy_from_slice(b"MATLAB 7.3")), &["X"].map(|_| "MATLAB"));
+    let hdf5 = |b: &mut Vec<u8>| {
+        b[..10].copy_from_slice(b"MATLAB 7.3");
+        b[124..126].copy_from_slice(&[0, 2]);
+    };
+    says(&set.with(0, 0, hdf5), &["begins with \"MATLAB 7.3", "MATLAB's -v7"]);
     says(&set.with(0, 0, |b| b[132..136].fill(0xFF)), &["claims 4294967295 bytes"]);
 
     // Compressed: a claim beyond what deflate can do, a stream that is longer or shorter than its claim, and a bomb.
