@@ -88,7 +88,7 @@ fn numbers_of_every_type_and_odd_but_lawful_files() {
         for dims in [[3, 1], [1, 3]] {
             let y = mat_matrix(6, "y", &dims, kind, &data);
             // Another variable in front, a comment-like element between: both are passed over.
-            let other = mat_matrix(6, "other", &[1, 1], 9, &[0; 8]);
+            let other = mat_matrix(6, "xy", &[1, 1], 9, &[0; 8]);
             std::fs::write(&path, mat(&[other, y, mat_element(2, &[1, 2, 3]), x.clone()], false)).unwrap();
             let set = folder(&path, shape(3, 32, 32));
             assert!(pixels(&set) == images(1, 3, 3072), "type {kind}");
