@@ -261,7 +261,8 @@ fn svhn_faults() {
     with(&[mat_matrix(9, "X", &[32, 32, 3, 13], 2, &chw), y.clone()], &["[32, 32, 3, 13]", "36864 bytes of data"]);
     with(&[mat_matrix(9, "X", &[u32::MAX; 8], 2, &chw), y.clone()], &["4294967295"]);
     with(&[mat_matrix(9, "X", &[1; 9], 2, &chw), y.clone()], &["dimensions of type 5 in 36 bytes"]);
-    with(&[mat_matrix(11, "X", &[32, 32, 3, 6], 4, &chw), y.clone()], &["type 4: wanted uint8"]);
+    let six = mat_matrix(9, "y", &[6, 1], 2, &l[..6]);
+    with(&[mat_matrix(11, "X", &[32, 32, 3, 6], 4, &chw), six], &["type 4: wanted uint8"]);
     with(&[mat_matrix(1, "X", &[32, 32, 3, 12], 2, &chw), y.clone()], &["X is no array of real numbers"]);
     with(&[x.clone(), mat_matrix(9, "y", &[11, 1], 2, &l[1..])], &["y is [11, 1] for 12 images"]);
     with(&[x.clone(), mat_matrix(9, "y", &[12, 1], 2, &[&l[1..], &[0]].concat())], &["label 0 of image 11", "1 to 10"]);
@@ -276,7 +277,11 @@ fn svhn_faults() {
     says(&set.with(0, 0, |b| b.truncate(100)), &["truncated: 100 bytes"]);
     says(&set.with(0, 0, |b| b.truncate(9000)), &["truncated: the element at byte 128 claims"]);
     says(&set.with(0, 0, |b| b[126..128].copy_from_slice(b"MI")), &["not a little-endian MATLAB 5 file"]);
-    says(&set.with(0, 0, |b| b[..10].copy_from_slice(b"MATLAB 7.3")), &["X"].map(|_| "MATLAB"));
+    let hdf5 = |b: &mut Vec<u8>| {
+        b[..10].copy_from_slice(b"MATLAB 7.3");
+        b[124..126].copy_from_slice(&[0, 2]);
+    };
+    says(&set.with(0, 0, hdf5), &["begins with \"MATLAB 7.3", "MATLAB's -v7"]);
     says(&set.with(0, 0, |b| b[132..136].fill(0xFF)), &["claims 4294967295 bytes"]);
 
     // Compressed: a claim beyond what deflate can do, a stream that is longer or shorter than its claim, and a bomb.
@@ -301,7 +306,7 @@ fn svhn_faults() {
     let tag = inside.len() - chw.len() - 4;
     inside[tag..tag + 4].copy_from_slice(&(3072u32 << 18).to_le_bytes()); // 805 MB within an element of 37 kB
     says(&set.with(0, 0, |b| *b = zipped(&inside)), &["X claims 805306368 bytes"]);
-    let zeros = zipped(&[&mat_element(14, &[])[..4], &(8u32 << 20).to_le_bytes(), &vec![0; 8 << 20]].concat());
+    let zeros = zipped(&[&mat_element(14, &[])[..4], &(1u32 << 20).to_le_bytes(), &vec![0; 1 << 20]].concat());
     says(&set.with(0, 0, |b| *b = zeros), &["array flags"]);
     memory_stays_small();
 }

@@ -59,6 +59,10 @@ fn jpeg(file: &[u8]) -> Result<Rgb, String> {
     let pixels = checked(w, h, file.len().saturating_mul(512))?;
     let mut rgb = vec![0; 3 * pixels];
     decoder.decode_into(&mut rgb).map_err(fault)?;
+    // Even a strict decoder does not miss the end, if all blocks are there; PIL does.
+    if !file.windows(2).rev().any(|marker| marker == [0xFF, 0xD9]) {
+        return Err("truncated JPEG: it has no end-of-image marker".into());
+    }
     Ok(planar(w, h, &rgb, 3, [0, 1, 2]))
 }
 

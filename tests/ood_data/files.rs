@@ -67,8 +67,8 @@ fn resized_as_torchvision_does() {
         let set = alone(&dir, file, shape(dims[0], dims[1], dims[2]));
         let (most, mean) = differences(&pixels(&set), &wanted);
         println!("{name}: {most} {mean:.4}; {}", set.rule());
-        // The crop is taken before the filter, not after: its weights round differently.
-        assert!(most <= 1 && mean < 0.02, "{name}: {most} levels, mean {mean}");
+        // Weights of 16 bits here, of 22 in Pillow.
+        assert!(most <= 1 && mean < 0.2, "{name}: {most} levels, mean {mean}");
         seen += 1;
     }
     assert_eq!(seen, 8);
