@@ -3,15 +3,16 @@
 //! Activations lie in C,N,H,W order, so that a channel is one run of numbers and a range of images a block of columns.
 //! How images are grouped depends on shapes alone, and groups are summed in order: threads change no bit.
 
-use super::number::{Matrix, Number};
+use super::number::{Matrix, Number, Rows};
 use crate::shape::ConvGeom;
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// Output pixels of a group of images, at least: a product reads the weight once a group.
 const COLUMNS: usize = 256;
-/// Weight gradients, in numbers of one, that groups may sum into before they are added up, and how many there are at most.
-const PARTIALS: usize = 1 << 24;
+/// Weight gradients that groups sum into before they are added up, each group of images into one: as many as have this many
+/// numbers together, and how many at most.
+const PARTIALS: usize = 1 << 25;
 const MOST_PARTIALS: usize = 64;
 
 /// A convolution and the images that it runs over.
@@ -54,45 +55,47 @@ impl Job {
             if let Some(bias) = bias {
                 y.chunks_mut(width).zip(bias).for_each(|(row, &b)| row.fill(b));
             }
-            let weight = Matrix::dense(weight, k, self.depth());
-            T::multiply(weight, Matrix::dense(&columns, self.depth(), width), &mut y);
+            let weight = Matrix { of: Rows::dense(weight, k, self.depth()), transposed: false };
+            T::multiply(weight, Rows::dense(&columns, self.depth(), width), &mut y);
             y
         };
         let parts: Vec<Vec<T>> = groups.par_iter().map(group).collect();
         gather(&groups, &parts, k, self.n)
     }
 
-    /// Gradients of the weight, and where `input` says so of x, given that of y.
+    /// What is wanted of the weight's gradient ([`Number::weight_gradient`]), and where `input` says so the gradient of x, given that of y.
     pub fn backward<T: Number>(
         &self,
         x: impl Images<T>,
         weight: &[T],
         dy: &[T],
         input: bool,
-    ) -> (Vec<T>, Option<Vec<T>>) {
+    ) -> (Vec<f64>, Option<Vec<T>>) {
         let groups = self.groups();
         let (k, pixels, depth) = (self.geom.k as usize, self.pixels(), self.depth());
-        let group = |images: &Range<usize>, dw: &mut [T]| {
+        let group = |images: &Range<usize>, dw: &mut [f64]| {
             let width = images.len() * pixels;
             let columns = self.columns(x(images.clone()), images.len());
-            let dy = Matrix::new(&dy[images.start * pixels..], k, width, self.n * pixels);
-            T::multiply(dy, Matrix::dense(&columns, depth, width).transposed(), dw);
+            let data = &dy[images.start * pixels..];
+            let dy = Rows { data, rows: k, columns: width, distance: self.n * pixels };
+            T::weight_gradient(dy, Rows::dense(&columns, depth, width), dw);
             drop(columns);
             if !input {
                 return vec![];
             }
             let mut dcolumns = vec![T::default(); depth * width];
-            T::multiply(Matrix::dense(weight, k, depth).transposed(), dy, &mut dcolumns);
+            let weight = Matrix { of: Rows::dense(weight, k, depth), transposed: true };
+            T::multiply(weight, dy, &mut dcolumns);
             self.image_gradient(dcolumns, images.len())
         };
         let partials = (PARTIALS / weight.len()).clamp(1, MOST_PARTIALS).min(groups.len());
         let partial = |i: usize| {
-            let mut dw = vec![T::default(); weight.len()];
+            let mut dw = vec![0.0; weight.len()];
             let mine = &groups[i * groups.len() / partials..(i + 1) * groups.len() / partials];
             let dx: Vec<Vec<T>> = mine.iter().map(|images| group(images, &mut dw)).collect();
             (dw, dx)
         };
-        let (dws, dxs): (Vec<Vec<T>>, Vec<Vec<Vec<T>>>) = (0..partials).into_par_iter().map(partial).unzip();
+        let (dws, dxs): (Vec<Vec<f64>>, Vec<Vec<Vec<T>>>) = (0..partials).into_par_iter().map(partial).unzip();
         let mut dws = dws.into_iter();
         let mut dw = dws.next().expect("at least one image");
         for partial in dws {

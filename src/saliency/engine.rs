@@ -31,10 +31,12 @@ struct Moments<T> {
     rstd: T,
 }
 
-/// Mean loss, and the gradient of each parameter that is a weight; empty for others.
-pub(super) struct Gradients<T> {
+/// Of a batch.
+pub(super) struct Gradients {
+    /// Mean over the images.
     pub loss: f64,
-    pub params: Vec<Vec<T>>,
+    /// What is wanted of the gradient of each convolution's weight ([`Number::weight_gradient`]), in [`Graph::convs`]' order.
+    pub weights: Vec<Vec<f64>>,
 }
 
 impl<'g, T: Number> Engine<'g, T> {
@@ -43,11 +45,11 @@ impl<'g, T: Number> Engine<'g, T> {
     }
 
     /// Gradient of the mean over the images of the cross-entropy of `logits / temperature`.
-    pub fn run(mut self, images: &[f32], labels: &[u32], temperature: f64) -> Gradients<T> {
+    pub fn run(mut self, images: &[f32], labels: &[u32], temperature: f64) -> Gradients {
         self.n = labels.len();
         self.forward(images);
         let (loss, dlogits) = self.cross_entropy(labels, temperature);
-        Gradients { loss, params: self.backward(dlogits) }
+        Gradients { loss, weights: self.backward(dlogits) }
     }
 
     /// Channels and pixels of a node's output.
@@ -174,9 +176,9 @@ impl<'g, T: Number> Engine<'g, T> {
         (loss / n as f64, dlogits)
     }
 
-    fn backward(&mut self, dlogits: Vec<T>) -> Vec<Vec<T>> {
+    fn backward(&mut self, dlogits: Vec<T>) -> Vec<Vec<f64>> {
         let nodes = self.graph.nodes();
-        let mut gradients = vec![vec![]; self.params.len()];
+        let mut gradients = vec![vec![]; self.graph.convs().len()];
         // Whether a weight lies before a node: no other gradient is wanted.
         let mut needed: Vec<bool> = vec![];
         for node in nodes {
@@ -200,7 +202,7 @@ impl<'g, T: Number> Engine<'g, T> {
                     let (job, x) = (Job { geom: conv.geom, n: self.n }, x(0));
                     let weight = &self.params[conv.weight];
                     let (dw, dx) = job.backward(|images| self.images(x, images), weight, &dy, needed[x]);
-                    gradients[conv.weight] = dw;
+                    gradients[i] = dw;
                     let Some(dx) = dx else { continue };
                     dx
                 }

@@ -22,52 +22,52 @@ pub(super) trait Number:
     fn value(self) -> f64;
     fn exp(self) -> Self;
     fn sqrt(self) -> Self;
-    /// `c += a * b`; `c` holds a.rows x b.columns numbers, row by row.
-    fn multiply(a: Matrix<Self>, b: Matrix<Self>, c: &mut [Self]);
+    /// `c += a * b`, `c` without gaps.
+    fn multiply(a: Matrix<Self>, b: Rows<Self>, c: &mut [Self]);
+    /// What is wanted of a weight's gradient, `dw += dy * x` transposed: itself, or its derivative. All without gaps but dy.
+    fn weight_gradient(dy: Rows<Self>, x: Rows<Self>, dw: &mut [f64]);
 }
 
 /// Rows of equal length in a slice, at equal distances.
 #[derive(Clone, Copy)]
-pub(super) struct Matrix<'a, T> {
-    data: &'a [T],
-    shape: [usize; 2],
-    /// Numbers from one row to the next, and from one column to the next.
-    steps: [usize; 2],
+pub(super) struct Rows<'a, T> {
+    pub data: &'a [T],
+    pub rows: usize,
+    pub columns: usize,
+    /// Numbers from one row to the next.
+    pub distance: usize,
 }
 
-impl<'a, T> Matrix<'a, T> {
-    /// `columns` numbers each `distance`.
-    pub fn new(data: &'a [T], rows: usize, columns: usize, distance: usize) -> Self {
-        Matrix { data, shape: [rows, columns], steps: [distance, 1] }
-    }
-
-    /// `columns` numbers one after the other.
+impl<'a, T> Rows<'a, T> {
+    /// Rows without gaps.
     pub fn dense(data: &'a [T], rows: usize, columns: usize) -> Self {
-        Self::new(data, rows, columns, columns)
-    }
-
-    pub fn transposed(self) -> Self {
-        let reversed = |[a, b]: [usize; 2]| [b, a];
-        Matrix { data: self.data, shape: reversed(self.shape), steps: reversed(self.steps) }
-    }
-
-    /// Of numbers that consist of `parts` f64: the `part`-th of each.
-    fn part(self, part: usize, parts: usize) -> ArrayView2<'a, f64>
-    where
-        T: Pod,
-    {
-        let flat: &[f64] = bytemuck::cast_slice(self.data);
-        let steps = self.steps.map(|step| parts * step);
-        ArrayView2::from_shape(self.shape.strides(steps), &flat[part..]).expect("a matrix lies inside its slice")
+        Rows { data, rows, columns, distance: columns }
     }
 }
 
-/// The same part of a result of `a.rows` x `b.columns`.
-fn part_mut<T: Pod>(c: &mut [T], shape: [usize; 2], part: usize, parts: usize) -> ArrayViewMut2<'_, f64> {
-    assert_eq!(c.len(), shape[0] * shape[1], "a result of {shape:?}");
-    let flat: &mut [f64] = bytemuck::cast_slice_mut(c);
-    let steps = [parts * shape[1], parts];
-    ArrayViewMut2::from_shape(shape.strides(steps), &mut flat[part..]).expect("checked")
+/// Rows, or their transpose, without gaps.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a, T> {
+    pub of: Rows<'a, T>,
+    pub transposed: bool,
+}
+
+impl Matrix<'_, Dual> {
+    /// One part of each number.
+    fn part(&self, part: usize) -> ArrayView2<'_, f64> {
+        let Rows { data, rows, columns, distance } = self.of;
+        let flat: &[f64] = bytemuck::cast_slice(data);
+        let view = real(&flat[part..], [rows, columns], [2 * distance, 2]);
+        if self.transposed { view.reversed_axes() } else { view }
+    }
+}
+
+fn real(data: &[f64], shape: [usize; 2], steps: [usize; 2]) -> ArrayView2<'_, f64> {
+    ArrayView2::from_shape(shape.strides(steps), data).expect("a matrix lies inside its slice")
+}
+
+fn real_mut(data: &mut [f64], shape: [usize; 2], steps: [usize; 2]) -> ArrayViewMut2<'_, f64> {
+    ArrayViewMut2::from_shape(shape.strides(steps), data).expect("a matrix lies inside its slice")
 }
 
 impl Number for f64 {
@@ -83,9 +83,17 @@ impl Number for f64 {
     fn sqrt(self) -> Self {
         f64::sqrt(self)
     }
-    fn multiply(a: Matrix<Self>, b: Matrix<Self>, c: &mut [Self]) {
-        let mut c = part_mut(c, [a.shape[0], b.shape[1]], 0, 1);
-        general_mat_mul(1.0, &a.part(0, 1), &b.part(0, 1), 1.0, &mut c);
+    fn multiply(a: Matrix<Self>, b: Rows<Self>, c: &mut [Self]) {
+        let view = real(a.of.data, [a.of.rows, a.of.columns], [a.of.distance, 1]);
+        let a = if a.transposed { view.reversed_axes() } else { view };
+        let b = real(b.data, [b.rows, b.columns], [b.distance, 1]);
+        let (shape, steps) = ([a.nrows(), b.ncols()], [b.ncols(), 1]);
+        general_mat_mul(1.0, &a, &b, 1.0, &mut real_mut(c, shape, steps));
+    }
+    fn weight_gradient(dy: Rows<Self>, x: Rows<Self>, dw: &mut [f64]) {
+        let dy = real(dy.data, [dy.rows, dy.columns], [dy.distance, 1]);
+        let x = real(x.data, [x.rows, x.columns], [x.distance, 1]);
+        general_mat_mul(1.0, &dy, &x.t(), 1.0, &mut real_mut(dw, [dy.nrows(), x.nrows()], [x.nrows(), 1]));
     }
 }
 
@@ -150,13 +158,24 @@ impl Number for Dual {
         let v = self.v.sqrt();
         Dual { v, d: self.d / (2.0 * v) }
     }
-    fn multiply(a: Matrix<Self>, b: Matrix<Self>, c: &mut [Self]) {
-        let shape = [a.shape[0], b.shape[1]];
-        let (av, ad, bv, bd) = (a.part(0, 2), a.part(1, 2), b.part(0, 2), b.part(1, 2));
-        general_mat_mul(1.0, &av, &bv, 1.0, &mut part_mut(c, shape, 0, 2));
-        let mut d = part_mut(c, shape, 1, 2);
-        general_mat_mul(1.0, &av, &bd, 1.0, &mut d);
-        general_mat_mul(1.0, &ad, &bv, 1.0, &mut d);
+    fn multiply(a: Matrix<Self>, b: Rows<Self>, c: &mut [Self]) {
+        let (av, ad) = (a.part(0), a.part(1));
+        let (rows, columns) = (av.nrows(), b.columns);
+        let flat: &[f64] = bytemuck::cast_slice(b.data);
+        let c: &mut [f64] = bytemuck::cast_slice_mut(c);
+        // a's values times values and derivatives at once, which lie side by side: one product without gaps.
+        let both = real(flat, [b.rows, 2 * columns], [2 * b.distance, 1]);
+        general_mat_mul(1.0, &av, &both, 1.0, &mut real_mut(c, [rows, 2 * columns], [2 * columns, 1]));
+        let bv = real(flat, [b.rows, columns], [2 * b.distance, 2]);
+        general_mat_mul(1.0, &ad, &bv, 1.0, &mut real_mut(&mut c[1..], [rows, columns], [2 * columns, 2]));
+    }
+    fn weight_gradient(dy: Rows<Self>, x: Rows<Self>, dw: &mut [f64]) {
+        // The sum over dy.v * x.d + dy.d * x.v: one product, of twice the depth.
+        let row = |r: usize| &dy.data[r * dy.distance..][..dy.columns];
+        let swapped: Vec<f64> = (0..dy.rows).flat_map(row).flat_map(|g| [g.d, g.v]).collect();
+        let (data, columns, distance) = (bytemuck::cast_slice(x.data), 2 * x.columns, 2 * x.distance);
+        let x = Rows { data, rows: x.rows, columns, distance };
+        f64::weight_gradient(Rows::dense(&swapped, dy.rows, 2 * dy.columns), x, dw);
     }
 }
 
@@ -164,19 +183,36 @@ impl Number for Dual {
 mod tests {
     use super::*;
 
-    #[test]
-    fn strided_and_transposed_products() {
-        // 2x3 inside rows of 4, times the transpose of 2x3, onto ones.
+    /// Rows of 3 inside rows of 4, and 3 columns.
+    fn numbers() -> (Vec<Dual>, Vec<Dual>) {
         let number = |v: f64| Dual { v, d: 10.0 * v + 1.0 };
-        let a: Vec<Dual> = [1.0, 2.0, 3.0, f64::NAN, 4.0, 5.0, 6.0].map(number).to_vec();
-        let b: Vec<Dual> = [7.0, 8.0, 9.0, 1.0, 2.0, 3.0].map(number).to_vec();
-        let mut c = vec![Dual { v: 1.0, d: 1.0 }; 4];
-        Dual::multiply(Matrix::new(&a, 2, 3, 4), Matrix::dense(&b, 2, 3).transposed(), &mut c);
-        let (rows, columns) = ([[0, 1, 2], [4, 5, 6]], [[0, 1, 2], [3, 4, 5]]);
-        for (at, got) in c.iter().enumerate() {
-            let pairs = rows[at / 2].iter().zip(columns[at % 2]);
-            let want = pairs.fold(Dual { v: 1.0, d: 1.0 }, |sum, (&i, j)| sum + a[i] * b[j]);
-            assert_eq!(*got, want, "element {at}");
+        let gaps = [1.0, 2.0, 3.0, f64::NAN, 4.0, 5.0, 6.0, f64::NAN, 7.0, 8.0, 9.0].map(number);
+        (gaps.to_vec(), [2.0, 3.0, 5.0, 7.0, 11.0, 13.0].map(number).to_vec())
+    }
+
+    #[test]
+    fn products_with_gaps_and_transposed() {
+        let (b, a) = numbers();
+        for transposed in [false, true] {
+            let of = if transposed { Rows::dense(&a, 3, 2) } else { Rows::dense(&a, 2, 3) };
+            let at = |r: usize, c: usize| if transposed { a[2 * c + r] } else { a[3 * r + c] };
+            let mut c = vec![Dual { v: 1.0, d: 1.0 }; 6];
+            Dual::multiply(Matrix { of, transposed }, Rows { data: &b, rows: 3, columns: 3, distance: 4 }, &mut c);
+            for (i, got) in c.iter().enumerate() {
+                let want = (0..3).fold(Dual { v: 1.0, d: 1.0 }, |sum, k| sum + at(i / 3, k) * b[4 * k + i % 3]);
+                assert_eq!(*got, want, "element {i}, transposed {transposed}");
+            }
+        }
+    }
+
+    #[test]
+    fn weight_gradients_are_derivatives() {
+        let (dy, x) = numbers();
+        let mut dw = vec![1.0; 6];
+        Dual::weight_gradient(Rows { data: &dy, rows: 3, columns: 3, distance: 4 }, Rows::dense(&x, 2, 3), &mut dw);
+        for (i, got) in dw.iter().enumerate() {
+            let sum = (0..3).fold(Dual::default(), |sum, k| sum + dy[4 * (i / 2) + k] * x[3 * (i % 2) + k]);
+            assert_eq!(*got, 1.0 + sum.d, "element {i}");
         }
     }
 

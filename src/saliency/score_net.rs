@@ -42,8 +42,7 @@ impl<'a> ScoreNet<'a> {
     /// A graph that cannot be lowered, images that do not fit, a batch norm with one value a channel, a temperature that is
     /// not a positive number; a loss or gradients that are not finite.
     pub fn gradient(&self, batch: Batch, temperature: f64) -> Result<Gradient> {
-        let Gradients { loss, params } = self.run(batch, temperature, self.values.to_vec())?;
-        let weights = self.weights().map(|i| params[i].clone()).collect();
+        let Gradients { loss, weights } = self.run(batch, temperature, self.values.to_vec())?;
         Ok(Gradient { loss, weights: finite(self.graph, weights)? })
     }
 
@@ -66,9 +65,7 @@ impl<'a> ScoreNet<'a> {
         for (i, direction) in self.weights().zip(direction) {
             params[i].iter_mut().zip(direction).for_each(|(p, &d)| p.d = d);
         }
-        let gradients = self.run(batch, temperature, params)?;
-        let weights = self.weights().map(|i| gradients.params[i].iter().map(|g| g.d).collect());
-        finite(self.graph, weights.collect())
+        finite(self.graph, self.run(batch, temperature, params)?.weights)
     }
 
     /// SNIP: see [`snip`](super::snip), which a backend computes.
@@ -111,7 +108,7 @@ impl<'a> ScoreNet<'a> {
         other
     }
 
-    fn run<T: Number>(&self, batch: Batch, temperature: f64, params: Vec<Vec<T>>) -> Result<Gradients<T>> {
+    fn run<T: Number>(&self, batch: Batch, temperature: f64, params: Vec<Vec<T>>) -> Result<Gradients> {
         batch.check(self.graph)?;
         if !(temperature.is_finite() && temperature > 0.0) {
             return Err(Error::Usage(format!("temperature: wanted a number above 0, got {temperature}")));

@@ -113,7 +113,7 @@ fn scores_and_counts_are_pytorchs() {
         let check = |what: &str, got: Lists| {
             let want = fixture.scores(name, &graph, what);
             let what = format!("{name}, {what}");
-            close(&what, &got, &want, 1e-6);
+            close(&what, &got, &want, 1e-9);
             same_counts(&what, &got, &want);
         };
         let (loss, want) = (net.gradient(all, 1.0).unwrap().loss, fixture.f64s(&format!("{name}.loss"))[0]);
