@@ -32,10 +32,7 @@ fn each_fault_says_what_is_wrong() {
         ("density=0", "density: wanted a number in (0, 1], got 0"),
         ("density=1.1", "density: wanted"),
         ("density=nan", "density: wanted"),
-        (
-            "method=ekr",
-            "method: wanted one of \"dense\", \"uniform\", \"uniform-plus\", \"er\", \"erk\"",
-        ),
+        ("method=ekr", "method: wanted one of \"dense\", \"uniform\", \"uniform-plus\", \"er\", \"erk\""),
         ("mask_draw=random", "mask_draw: wanted one of \"exact\", \"bernoulli\""),
         ("pattern=blocks", "pattern: wanted \"unstructured\", or \"block:RxC\""),
         (

@@ -2,6 +2,7 @@
 //! same from the command line; `resident.rs`: single steps that are captured and replayed.
 
 mod cli;
+mod metrics;
 #[path = "../data_support/mod.rs"]
 mod data_support;
 mod resident;
