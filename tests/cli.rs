@@ -119,7 +119,12 @@ fn all_faults_are_reported_at_once_one_a_line() {
         2,
     );
     assert_eq!(lines.len(), 4, "{lines:#?}");
-    for part in ["sparsity: wanted", "did you mean momentum?", "\"dense\", \"uniform\", \"uniform-plus\", \"er\", \"erk\"", "epochs: wanted"] {
+    for part in [
+        "sparsity: wanted",
+        "did you mean momentum?",
+        "\"dense\", \"uniform\", \"uniform-plus\", \"er\", \"erk\"",
+        "epochs: wanted",
+    ] {
         assert!(lines.iter().any(|l| l.contains(part)), "{part}: {lines:#?}");
     }
     let lines = refused(&["train", "--pattern", "block:16", "--set", "mask_draw=toss"], 2);

@@ -23,7 +23,7 @@ pub struct NetworkArgs {
     /// Rows and columns of an input image [default: 32 for small images, else 224]
     #[arg(long)]
     pub image_size: Option<usize>,
-    /// How layers share the density: dense, uniform or erk
+    /// How layers share the density: dense, uniform, uniform-plus, er, erk or erk-plus
     #[arg(long, default_value = "erk")]
     pub method: String,
     /// Share of the maskable weights that is pruned, in [0, 1); this or --density

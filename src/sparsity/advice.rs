@@ -82,8 +82,7 @@ fn unequal(ratio: &Ratio, density: Density, shares: &Shares) -> Error {
 }
 
 fn exactly(what: &str, kept: u64, all: u64) -> String {
-    Density::of_budget(kept, all)
-        .map_or(String::new(), |fits| format!("{what} {fits} (sparsity {})", fits.sparsity()))
+    Density::of_budget(kept, all).map_or(String::new(), |fits| format!("{what} {fits} (sparsity {})", fits.sparsity()))
 }
 
 /// The least density, in millionths, from which on each layer's target is a weight or more. Targets never fall when
@@ -103,7 +102,8 @@ fn least(layers: &[Maskable], ratio: &Ratio) -> String {
     }
     let density = Density::millionths(holds);
     // Not `layer_counts`, whose error would ask here again.
-    let counts = Shares::unsettled(layers, ratio, density).map(|mut shares| shares.fit().ok().and_then(|()| shares.counts()));
+    let counts =
+        Shares::unsettled(layers, ratio, density).map(|mut shares| shares.fit().ok().and_then(|()| shares.counts()));
     match counts {
         Ok(Some(counts)) if !counts.contains(&0) => {
             format!("from density {density} (sparsity {}) on every layer keeps one", density.sparsity())

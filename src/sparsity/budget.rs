@@ -232,7 +232,8 @@ mod tests {
 
     #[test]
     fn the_shortest_decimal_of_a_budget() {
-        for (kept, n, want) in [(1, 3, 0.3), (2, 3, 0.7), (3, 3, 1.0), (27_090, 270_896, 0.1), (1, 1, 1.0), (1, 2, 0.5)] {
+        for (kept, n, want) in [(1, 3, 0.3), (2, 3, 0.7), (3, 3, 1.0), (27_090, 270_896, 0.1), (1, 1, 1.0), (1, 2, 0.5)]
+        {
             assert_eq!(Density::of_budget(kept, n).unwrap(), density(want), "{kept} of {n}");
         }
         assert_eq!(Density::of_budget(12_345_678, 68_814_016).unwrap(), density(0.17940645));

@@ -31,7 +31,10 @@ pub fn given_masks(layers: &[Maskable], given: &[GivenMask], pattern: Pattern) -
             return Err(format!("mask {shown:?}: the network has no such maskable tensor{hint}"));
         };
         if mask.shape != layer.shape {
-            return Err(format!("mask {name}: wanted shape {:?}, got {:?}; is it of another network?", layer.shape, mask.shape));
+            return Err(format!(
+                "mask {name}: wanted shape {:?}, got {:?}; is it of another network?",
+                layer.shape, mask.shape
+            ));
         }
         if by_name.insert(name, &mask.kept).is_some() {
             return Err(format!("mask {name} stands twice; give each tensor one"));

@@ -169,12 +169,7 @@ pub struct LayerShare {
 
 /// What each layer keeps, in layer order, by the rules at the head of this file. The sum is [`Density::budget`] exactly.
 /// A layer that would keep nothing is an error that names it.
-pub fn layer_shares(
-    layers: &[Maskable],
-    ratio: &Ratio,
-    density: Density,
-    pattern: Pattern,
-) -> Result<Vec<LayerShare>> {
+pub fn layer_shares(layers: &[Maskable], ratio: &Ratio, density: Density, pattern: Pattern) -> Result<Vec<LayerShare>> {
     let densities = layer_densities(layers, ratio, density)?;
     let shares = Shares::new(layers, ratio, density)?;
     let mut forms: Vec<Form> = layers.iter().enumerate().map(|(l, layer)| form(layer, &shares, l, pattern)).collect();

@@ -272,7 +272,11 @@ fn erk(layers: &[Maskable], sizes: &[u64], power: f64) -> Result<Vec<u64>> {
 /// Counts as weights: the rule of [`super::densities`] then gives each layer its count.
 fn given(layers: &[Maskable], sizes: &[u64], counts: &[u64], density: Density) -> Result<Vec<u64>> {
     if counts.len() != layers.len() {
-        return Err(Error::Usage(format!("counts: wanted one for each of {} layers, got {}", layers.len(), counts.len())));
+        return Err(Error::Usage(format!(
+            "counts: wanted one for each of {} layers, got {}",
+            layers.len(),
+            counts.len()
+        )));
     }
     for ((layer, &size), &count) in layers.iter().zip(sizes).zip(counts) {
         let (name, shape) = (&layer.name, &layer.shape);

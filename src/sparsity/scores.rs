@@ -95,7 +95,8 @@ pub fn scored_masks(
     seed: u64,
 ) -> Result<Vec<Mask>> {
     if positions == Positions::Keep && (pattern, draw) != (Pattern::Unstructured, Draw::Exact) {
-        let other = if pattern == Pattern::Unstructured { format!("{draw} mask draw") } else { format!("pattern {pattern}") };
+        let other =
+            if pattern == Pattern::Unstructured { format!("{draw} mask draw") } else { format!("pattern {pattern}") };
         return Err(Error::Usage(format!(
             "positions keep: a score's own positions cannot be had with {other}, which chooses other ones; choose \
              positions draw, or the unstructured pattern and exact mask draw"

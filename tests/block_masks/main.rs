@@ -16,8 +16,8 @@ use proptest::prelude::*;
 use shares::broken;
 use sparse_engine::models;
 use sparse_engine::sparsity::{
-    BlockShape, Density, Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, Ratio, Rest, Role, draw_masks, draw_patterns,
-    layer_counts, layer_densities, layer_shares, mask_hash,
+    BlockShape, Density, Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, Ratio, Rest, Role,
+    draw_masks, draw_patterns, layer_counts, layer_densities, layer_shares, mask_hash,
 };
 
 fn density(written: f64) -> Density {

@@ -29,7 +29,9 @@ fn a_run_with_blocks() {
     let c = lab.config(&[&BLOCKS[..], &["pattern=block:4x4"]].concat());
     assert_eq!((s.config.pattern, s.config.method), (block(4, 4), Method::Erk));
     let graph = models::by_name("resnet8", Some(8), 1, CLASSES, SIDE).unwrap();
-    let masks = draw_patterns(&graph.maskable(), &c.method.try_into().unwrap(), c.target().unwrap(), c.pattern, c.mask_draw, 3).unwrap();
+    let masks =
+        draw_patterns(&graph.maskable(), &c.method.try_into().unwrap(), c.target().unwrap(), c.pattern, c.mask_draw, 3)
+            .unwrap();
     assert!(masks.iter().zip(&s.masks).all(|(a, b)| mask_hash(a) == b.hash && a.nnz() == b.nnz));
     assert!(masks.iter().zip(&s.masks).all(|(a, b)| a.block.map(|block| block.to_string()) == b.block));
     let size: usize = masks.iter().map(Mask::size).sum();

@@ -4,9 +4,7 @@
 use super::{close, density, sparsity};
 use sparse_engine::graph::Graph;
 use sparse_engine::models;
-use sparse_engine::sparsity::{
-    Density, Draw, Maskable, Ratio, Role, draw_masks, layer_counts, layer_densities,
-};
+use sparse_engine::sparsity::{Density, Draw, Maskable, Ratio, Role, draw_masks, layer_counts, layer_densities};
 use std::collections::BTreeMap;
 
 #[derive(serde::Deserialize)]
@@ -215,13 +213,15 @@ fn roles_by_structure() {
     assert_eq!(roles(&g), want(&[("fc", Last)]));
     assert!(roles(&Graph::new(3, 4, 4)).is_empty());
     let e = layer_counts(&g.maskable(), &Ratio::UniformPlus, d).unwrap_err();
-    let wanted = "method uniform-plus gives the first layer a density of its own, but no layer of this network reads the images";
+    let wanted =
+        "method uniform-plus gives the first layer a density of its own, but no layer of this network reads the images";
     assert!(e.exit_code() == 2 && e.to_string().starts_with(wanted), "{e}");
     let two = [Role::First, Role::Last].map(|role| Maskable { role, ..Maskable::new(role.to_string(), [4, 4]) });
     let e = layer_counts(&two, &Ratio::UniformPlus, d).unwrap_err();
     assert!(e.exit_code() == 2 && e.to_string().contains("no layer between them to meet the budget"), "{e}");
     let inner = [Maskable::new("a", [4, 4])];
     let e = layer_counts(&inner, &Ratio::ErkPlus { power: 1.0, last: d }, d).unwrap_err();
-    let wanted = "method erk-plus gives the last layer a density of its own, but no layer of this network gives the logits";
+    let wanted =
+        "method erk-plus gives the last layer a density of its own, but no layer of this network gives the logits";
     assert!(e.exit_code() == 2 && e.to_string().starts_with(wanted), "{e}");
 }

@@ -67,7 +67,8 @@ fn networks() -> impl Strategy<Value = Vec<Maskable>> {
     // Each shape up to three times, so that equal scores and equal remainders are common.
     prop::collection::vec((shape, 1usize..4), 1..7).prop_map(|shapes| {
         let shapes = shapes.into_iter().flat_map(|(shape, times)| vec![shape; times]);
-        let mut layers: Vec<_> = shapes.enumerate().map(|(l, shape)| Maskable::new(format!("layer{l}"), shape)).collect();
+        let mut layers: Vec<_> =
+            shapes.enumerate().map(|(l, shape)| Maskable::new(format!("layer{l}"), shape)).collect();
         layers[0].role = Role::First;
         layers.last_mut().unwrap().role = Role::Last;
         layers
@@ -246,8 +247,10 @@ proptest! {
 fn refusal(layers: &[Maskable], ratio: &Ratio, d: f64, text: &str) {
     let given = pins(layers, ratio, d);
     let rounded = given.iter().flatten().count() as f64 / 2.0;
-    let after = |words: &str| text.split(words).nth(1).map(|rest| rest.split([' ', ',']).next().unwrap().parse().unwrap());
-    let starved = layers.iter().position(|l| text.contains(&format!("layer {} ", l.name)) && text.contains("keep none"));
+    let after =
+        |words: &str| text.split(words).nth(1).map(|rest| rest.split([' ', ',']).next().unwrap().parse().unwrap());
+    let starved =
+        layers.iter().position(|l| text.contains(&format!("layer {} ", l.name)) && text.contains("keep none"));
     if let Some(l) = starved {
         let wanted = given[l].or_else(|| in_f64(layers, ratio, d).map(|densities| densities[l])).unwrap_or(0.0);
         assert!(wanted * (layers[l].size() as f64) < 1.0 + rounded, "{text}");

@@ -76,7 +76,10 @@ fn a_custom_map_on_resnet20() {
     assert_eq!([densities[0], densities[1], *densities.last().unwrap()], [1.0, 0.1, 0.3]);
     // An empty map leaves all to the rest; equal densities of two patterns are no contradiction.
     let same = |a: &Ratio, b: &Ratio| {
-        assert_eq!(layer_counts(&net.layers, a, density(0.07)).unwrap(), layer_counts(&net.layers, b, density(0.07)).unwrap())
+        assert_eq!(
+            layer_counts(&net.layers, a, density(0.07)).unwrap(),
+            layer_counts(&net.layers, b, density(0.07)).unwrap()
+        )
     };
     same(&map(&[], Rest::Erk), &Ratio::ERK);
     same(&map(&[], Rest::Er), &Ratio::Er);

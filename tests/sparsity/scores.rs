@@ -4,8 +4,8 @@ use super::{density, nets, resnet};
 use proptest::prelude::*;
 use sparse_engine::rng::{Purpose, Stream};
 use sparse_engine::sparsity::{
-    BlockShape, Draw, Form, GivenMask, Mask, Maskable, Pattern, Positions, Ratio, draw_masks, given_masks, layer_counts,
-    layer_densities, layer_shares, mask_hash, scored_masks, top_scores,
+    BlockShape, Draw, Form, GivenMask, Mask, Maskable, Pattern, Positions, Ratio, draw_masks, given_masks,
+    layer_counts, layer_densities, layer_shares, mask_hash, scored_masks, top_scores,
 };
 
 fn random_scores(layers: &[Maskable], seed: u64) -> Vec<Vec<f64>> {
@@ -182,7 +182,8 @@ fn given(name: &str, shape: &[usize], kept: &[u32]) -> GivenMask {
 
 #[test]
 fn masks_of_a_file() {
-    let layers = [Maskable::new("a.weight", [2, 4]), Maskable::new("b.weight", [3, 1]), Maskable::new("c.weight", [2, 2])];
+    let layers =
+        [Maskable::new("a.weight", [2, 4]), Maskable::new("b.weight", [3, 1]), Maskable::new("c.weight", [2, 2])];
     let pattern = Pattern::Block(BlockShape { r: 2, c: 1 });
     // In any order; not named is dense, and so is all kept.
     let file = [given("c.weight", &[2, 2], &[0, 1, 2, 3]), given("a.weight", &[2, 4], &[1, 3, 5, 7])];
@@ -205,7 +206,10 @@ fn masks_of_a_file() {
     let a = |kept: &[u32]| vec![given("a.weight", &[2, 4], kept)];
     for (file, part) in [
         (vec![given("a.wieght", &[2, 4], &[0])], "no such maskable tensor; did you mean a.weight?"),
-        (vec![given("layer4.0.conv1", &[2, 4], &[0])], "mask \"layer4.0.conv1\": the network has no such maskable tensor"),
+        (
+            vec![given("layer4.0.conv1", &[2, 4], &[0])],
+            "mask \"layer4.0.conv1\": the network has no such maskable tensor",
+        ),
         (vec![given("a.weight", &[4, 2], &[0])], "wanted shape [2, 4], got [4, 2]"),
         (vec![given("a.weight", &[2, 4], &[0]), given("a.weight", &[2, 4], &[1])], "a.weight stands twice"),
         (a(&[]), "layer a.weight [2, 4] would keep none of its 8 weights"),
