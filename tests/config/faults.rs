@@ -32,7 +32,7 @@ fn each_fault_says_what_is_wrong() {
         ("density=0", "density: wanted a number in (0, 1], got 0"),
         ("density=1.1", "density: wanted"),
         ("density=nan", "density: wanted"),
-        ("method=ekr", "method: wanted one of \"dense\", \"uniform\", \"uniform-plus\", \"er\", \"erk\""),
+        ("method=erkk", "\"global-magnitude\", \"custom\", \"file\", got the string \"erkk\"; did you mean \"erk\"?"),
         ("mask_draw=random", "mask_draw: wanted one of \"exact\", \"bernoulli\""),
         ("pattern=blocks", "pattern: wanted \"unstructured\", or \"block:RxC\""),
         (
@@ -116,7 +116,7 @@ fn all_faults_show_at_once_each_with_its_source() {
 fn a_refused_value_hides_no_good_one_and_invents_no_fault() {
     // Were the earlier method (erk) checked in place of the refused one, or the refused sparsity taken for absent, a
     // second line would appear.
-    assert_eq!(faults(Some("method = \"dense\"\n"), &["method=ekr", "sparsity=0.9"]).len(), 1);
+    assert_eq!(faults(Some("method = \"dense\"\n"), &["method=erkk", "sparsity=0.9"]).len(), 1);
     assert_eq!(faults(None, &["sparsity=2"]).len(), 1);
     assert_eq!(faults(None, &["schedule.kind=steps"]).len(), 1);
     assert_eq!(faults(None, &["epochs=none"]).len(), 1);

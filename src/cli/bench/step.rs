@@ -51,7 +51,7 @@ pub(super) struct StepArgs {
     /// Classes [default: 10; 1000 for ImageNet networks]
     #[arg(long, value_name = "N")]
     classes: Option<usize>,
-    /// How layers share the density: dense, uniform or erk
+    /// How layers share the density: dense, uniform, uniform-plus, er, erk or erk-plus
     #[arg(long, default_value = "erk")]
     method: String,
     /// Share of the maskable weights that is pruned, in [0, 1) [default: 0.9]
