@@ -173,7 +173,7 @@ pub struct SgdStep {
 pub struct Bytes {
     /// Parameter values.
     pub values: u64,
-    /// Indices, in every order kept.
+    /// Indices, in every order kept, and who has no weight decay.
     pub indices: u64,
     /// Parameter gradients.
     pub gradients: u64,

@@ -243,19 +243,17 @@ impl<B: Backend> Case<B> {
         let pixels = n * (geom.p() * geom.q()) as usize;
         rig.backward(&what, op, n, taps(geom.k), pixels, &params);
 
-        // The data gradient alone, then with the norms that it meets as running statistics make them.
+        // The data gradient alone, in every second turn with the norms that it meets as running statistics make them.
         let Some(dx) = dx else { return };
-        for frozen in [false, true] {
-            if frozen {
-                for norm in grad.norm.into_iter().chain(dx.finish.reduce.into_iter().flatten()).map(|n| n.norm) {
-                    rig.use_running(norm, n);
-                }
+        if relu {
+            for norm in grad.norm.into_iter().chain(dx.finish.reduce.into_iter().flatten()).map(|n| n.norm) {
+                rig.use_running(norm, n);
             }
-            let mask = if frozen { Mask::All } else { dx.finish.mask };
-            let dx = GradDst { finish: Finish { mask, ..dx.finish }, ..dx };
-            rig.prepare(dx, n);
-            let what = format!("conv_data_backward, frozen norms {frozen}, after {what}");
-            rig.backward(&what, Backward::ConvData { conv: *conv, dy: grad, dx }, n, taps(geom.k), pixels, &[]);
         }
+        let mask = if relu { Mask::All } else { dx.finish.mask };
+        let dx = GradDst { finish: Finish { mask, ..dx.finish }, ..dx };
+        rig.prepare(dx, n);
+        let what = format!("conv_data_backward, frozen norms {relu}, after {what}");
+        rig.backward(&what, Backward::ConvData { conv: *conv, dy: grad, dx }, n, taps(geom.k), pixels, &[]);
     }
 }

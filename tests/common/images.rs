@@ -3,7 +3,7 @@
 use super::rig::{f64s, normal, reals};
 use super::step::{BATCH, STEP, graph, masks, odd_graph};
 use sparse_engine::backend::reference::RefBackend;
-use sparse_engine::backend::{Backend, Real, Spec, Store};
+use sparse_engine::backend::{Backend, Spec, Store};
 use sparse_engine::graph::{Graph, Net};
 
 const CLASSES: usize = 10;
@@ -90,15 +90,15 @@ pub fn gradients_agree_with_the_reference<B: Backend>(make: &dyn Fn(Spec) -> B) 
             let again = dev.input_gradient(&images, n, |_| reals(&seed));
             assert!(again == (logits.clone(), got.clone()), "{name}, n = {n}: not the same bytes twice");
             let (want_logits, want) = exact.input_gradient(&f64s(&images), n, |_| seed.clone());
-            let tol = tolerance(&dev, name == "smooth");
             for (what, got, want) in [("logits", f64s(&logits), want_logits), ("gradient", f64s(&got), want)] {
+                // Logits are continuous: what turns, turns at zero.
+                let tol = tolerance(&dev, name == "smooth" || what == "logits");
                 let length = |v: &mut dyn Iterator<Item = f64>| v.map(|v| v * v).sum::<f64>().sqrt();
                 let error = length(&mut got.iter().zip(&want).map(|(g, w)| g - w)) / length(&mut want.iter().copied());
                 assert!(
                     got.len() == want.len() && error <= tol,
                     "{name}, n = {n}, {what}: error {error}, wanted {tol}"
                 );
-                println!("{name}, n = {n}, {what}: error {error:.1e} of {tol:.1e}, {}", B::Real::EPS);
             }
         }
     }
