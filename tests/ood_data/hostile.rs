@@ -36,6 +36,7 @@ impl One {
 
     /// Decodes `bytes`; the message where they are refused.
     fn decode(&self, bytes: &[u8]) -> Option<String> {
+        std::fs::remove_file(&self.path).unwrap(); // written anew: ext4 flushes a file that is cut and written again
         std::fs::write(&self.path, bytes).unwrap();
         self.error()
     }
@@ -86,14 +87,14 @@ fn every_flipped_byte_near_the_start_and_many_later() {
     let one = One::new("x.png");
     for (name, good) in fixtures() {
         let (mut refused, mut bytes) = (0, good.clone());
-        for at in (0..good.len()).filter(|at| *at < 700 || at % 5 == 0) {
+        for at in (0..good.len()).filter(|at| *at < 300 || at % 11 == 0) {
             let flip = 1 << (at * 5 % 8);
             bytes[at] ^= flip;
             refused += usize::from(one.decode(&bytes).is_some());
             bytes[at] ^= flip;
         }
         // PNG has checksums throughout.
-        assert!(!name.ends_with("png") || refused >= good.len().min(700) * 9 / 10, "{name}: {refused} refused");
+        assert!(!name.ends_with("png") || refused >= good.len().min(300) * 9 / 10, "{name}: {refused} refused");
     }
     memory_stays_small();
 }
