@@ -16,7 +16,8 @@ const SIDE: usize = 16;
 /// 24 training images of two classes, enough for a batch, three images to validate and GraSP's samples.
 fn data(folder: &std::path::Path, channels: usize) -> String {
     let pixels: Vec<u8> = (0..24 * channels * SIDE * SIDE).map(|i| (i * i / 7 % 251) as u8).collect();
-    let images = |n: usize| npy("|u1", &format!("({n}, {SIDE}, {SIDE}, {channels})"), &pixels[..n * channels * SIDE * SIDE]);
+    let images =
+        |n: usize| npy("|u1", &format!("({n}, {SIDE}, {SIDE}, {channels})"), &pixels[..n * channels * SIDE * SIDE]);
     let labels = |n: usize| npy("|u1", &format!("({n},)"), &(0..n).map(|i| i as u8 % 2).collect::<Vec<_>>());
     let path = folder.join(format!("{channels}.npz"));
     let arrays = [("x_train", images(24)), ("y_train", labels(24)), ("x_test", images(8)), ("y_test", labels(8))];

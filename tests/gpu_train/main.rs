@@ -2,9 +2,9 @@
 //! same from the command line; `resident.rs`: single steps that are captured and replayed.
 
 mod cli;
-mod metrics;
 #[path = "../data_support/mod.rs"]
 mod data_support;
+mod metrics;
 mod resident;
 #[path = "../support/mod.rs"]
 mod support;

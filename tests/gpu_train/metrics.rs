@@ -7,7 +7,8 @@ use sparse_engine::report::{GradientRecord, read_lines};
 #[test]
 fn norms_and_attacks_in_half_precision_are_those_of_the_processor() {
     let lab = Lab::new();
-    let set = ["method=snip", "score_samples=40", "gradient_norm_every=3", "schedule.milestones=[1]", "warmup_epochs=0"];
+    let set =
+        ["method=snip", "score_samples=40", "gradient_norm_every=3", "schedule.milestones=[1]", "warmup_epochs=0"];
     let train = |out: &str, device: &[&str]| {
         let mut c = lab.train(out);
         c.args(["--epochs", "2"]).args(device);
