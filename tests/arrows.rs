@@ -17,7 +17,7 @@ fn allowed() -> BTreeMap<&'static str, &'static [&'static str]> {
         ("optim", &["config", "error"]),
         ("bench", &["backend", "error", "graph", "models", "rng", "shape", "sparsity"]),
         ("tune", &["backend", "error", "graph", "rng", "shape", "sparsity"]),
-        ("checkpoint", &["config", "graph", "report", "error"]),
+        ("checkpoint", &["config", "graph", "report", "sparsity", "error"]),
         ("report", &["backend", "config", "data", "error"]),
         ("graph", &["backend", "shape", "rng", "sparsity", "error"]),
         ("models", &["graph", "shape", "error"]),

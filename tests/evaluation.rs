@@ -16,14 +16,14 @@ use sparse_engine::sparsity::Mask;
 use sparse_engine::train::train;
 use std::io::Read;
 use std::path::Path;
-use support::{Lab, TEST, Watch, program, run};
+use support::{Lab, TEST, Watch, program, run, set_all};
 
 /// A lab with a run of two epochs in "run".
 fn trained(set: &[&str]) -> Lab {
     let lab = Lab::new();
     let mut c = lab.train("run");
     c.args(["--epochs", "2", "--set", "warmup_epochs=0"]);
-    set.iter().for_each(|s| drop(c.args(["--set", s])));
+    set_all(&mut c, set);
     run(&mut c).ok();
     lab
 }
@@ -79,7 +79,7 @@ fn all_metrics_at_once_agree_with_each_other() {
     assert!(fgsm.iter().all(|f| number(&f["zero_gradient_share"]) < 0.5), "{e}");
 
     let (header, data) = array(&logits, "logits");
-    assert!(header.contains("<f4") && header.contains(&format!("({TEST}, 4)")), "{header}");
+    assert!(header.contains("<f4") && header.contains(&format!("({TEST}, 4,)")), "{header}");
     let rows: Vec<f32> = data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
     let labels: Vec<i64> =
         array(&logits, "labels").1.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
@@ -135,7 +135,7 @@ fn bad_requests_are_refused_before_anything_is_written() {
     let file = lab.path("never.npz").display().to_string();
     for (args, code, wanted) in [
         (&["--fgsm", "8/0"][..], 2, "epsilon"),
-        (&["--fgsm", "-1"], 2, "fgsm"),
+        (&["--fgsm", "-1"], 2, "epsilon \"-1\""),
         (&["--fgsm", ""], 2, "epsilon"),
         (&["--ood", "nowhere"], 1, "nowhere: no such file or folder"),
         (&["--ood", "gaussian(-1)"], 2, "gaussian"),

@@ -9,7 +9,7 @@ use sparse_engine::checkpoint::{Checkpoint, NetState};
 use sparse_engine::sparsity::Density;
 use sparse_engine::train::train;
 use std::path::Path;
-use support::{Lab, Watch, program, run};
+use support::{Lab, Watch, program, run, set_all};
 
 fn state(path: impl AsRef<Path>) -> NetState {
     Checkpoint::load(path.as_ref()).unwrap().net
@@ -44,7 +44,7 @@ fn every_method_meets_the_budget() {
         let out = format!("run{i}");
         let mut c = lab.train(&out);
         c.args(SHORT).args(["--set", &format!("method={method}"), "--set", "sparsity=0.5"]);
-        set.iter().for_each(|s| drop(c.args(["--set", s])));
+        set_all(&mut c, set);
         run(&mut c).ok();
         let kept = kept(&state(lab.path(&out).join("last.safetensors")));
         let (nnz, size) = kept.iter().fold((0, 0), |(a, b), (_, kept, size)| (a + kept, b + size));
@@ -77,7 +77,7 @@ fn scoring_leaves_no_trace_and_files_repeat_a_run() {
         let arg = |key: &str, file: &str| format!("{key}={}", ticket.join(file).display());
         let files = ["method=file".to_string(), arg("mask", "mask.safetensors"), arg("init", "init.safetensors")];
         let mut c = lab.train(&from_file);
-        files.iter().for_each(|s| drop(c.args(["--set", s])));
+        set_all(&mut c, &files);
         run(&mut c).ok();
         let [a, b] = [&scored, &from_file].map(|out| state(lab.path(out).join("last.safetensors")));
         assert_eq!(a, b, "{method}");
@@ -141,7 +141,9 @@ fn files_that_do_not_fit_are_refused() {
     ] {
         let mut c = lab.train("none");
         c.args(["--set", "method=file"]);
-        set.iter().for_each(|(key, path)| drop(c.args(["--set", &format!("{key}={}", path.display())])));
+        for (key, path) in set {
+            c.args(["--set", &format!("{key}={}", path.display())]);
+        }
         run(&mut c).refused(code, &[wanted]);
         assert!(!lab.path("none").exists(), "{wanted}");
     }
@@ -156,7 +158,7 @@ fn files_that_do_not_fit_are_refused() {
         (&["method=custom", "custom.layers={\"nowhere\" = 0.5}"], "nowhere"),
     ] {
         let mut c = lab.train("none");
-        set.iter().for_each(|s| drop(c.args(["--set", s])));
+        set_all(&mut c, set);
         run(&mut c).refused(2, &[wanted]);
         assert!(!lab.path("none").exists(), "{wanted}");
     }
@@ -168,7 +170,7 @@ fn initial_values_follow_their_options() {
     let values = |name: &str, set: &[&str]| {
         let mut c = program(&["mask", "--config"]);
         c.arg(lab.config_file()).arg("--out").arg(lab.path(name));
-        set.iter().for_each(|s| drop(c.arg(s)));
+        c.args(set);
         run(&mut c).ok();
         let bytes = std::fs::read(lab.path(name).join("init.safetensors")).unwrap();
         let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();

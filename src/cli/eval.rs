@@ -57,7 +57,7 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "folders|FILE", requires = "ood")]
     ood_classes: Option<PathBuf>,
     /// Accuracy under the fast gradient sign method with these epsilons, such as 8/255 or 2/255,4/255
-    #[arg(long, value_name = "EPSILON,...")]
+    #[arg(long, value_name = "EPSILON,...", allow_hyphen_values = true)]
     fgsm: Option<String>,
     /// Unit of epsilon: pixels from 0 to 1, or normalised values (the paper does not say)
     #[arg(long, value_enum, default_value_t = SpaceArg::Pixel)]

@@ -5,7 +5,7 @@ use super::*;
 #[test]
 fn each_fault_says_what_is_wrong() {
     let cases: &[(&str, &str)] = &[
-        ("momentun=0.9", "momentun: unknown key; did you mean momentum? (allowed: model, width, data"),
+        ("momentun=0.9", "momentun: unknown key; did you mean momentum? (allowed: model, network_toml, width, data"),
         ("weight-decay=0", "did you mean weight_decay?"),
         ("pad=2", "unknown key"),
         ("augment.pads=2", "did you mean augment.pad? (allowed in augment: pad, pad_mode, flip)"),

@@ -12,7 +12,7 @@ fn norms_and_attacks_in_half_precision_are_those_of_the_processor() {
     let train = |out: &str, device: &[&str]| {
         let mut c = lab.train(out);
         c.args(["--epochs", "2"]).args(device);
-        set.iter().for_each(|s| drop(c.args(["--set", s])));
+        set_all(&mut c, &set);
         run(&mut c).ok();
         read_lines::<GradientRecord>(&lab.path(out).join("gradients.jsonl")).unwrap()
     };

@@ -195,6 +195,13 @@ impl Lab {
     }
 }
 
+/// `--set` each of these.
+pub fn set_all<S: AsRef<str>>(c: &mut Command, set: &[S]) {
+    for s in set {
+        c.args(["--set", s.as_ref()]);
+    }
+}
+
 /// The program, with nothing of this machine's terminal or GPUs.
 pub fn program(args: &[&str]) -> Command {
     let mut c = Command::new(env!("CARGO_BIN_EXE_sparse-engine"));
