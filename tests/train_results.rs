@@ -211,13 +211,8 @@ fn normalisation_comes_from_the_training_images_alone_and_stays_with_the_checkpo
     let with = |constants| {
         let graph = models::resnet(8, 4, 1, CLASSES, SIDE).unwrap();
         let c = &state.meta.config;
-        let masks = sparsity::draw_masks(
-            &graph.maskable(),
-            &c.method.try_into().unwrap(),
-            c.target().unwrap(),
-            c.mask_draw,
-            c.seed.mask,
-        );
+        let ratio = c.method.try_into().unwrap();
+        let masks = sparsity::draw_masks(&graph.maskable(), &ratio, c.target().unwrap(), c.mask_draw, c.seed.mask);
         let mut net = Net::new(&graph, &masks.unwrap(), 32, |spec| CpuBackend::new(spec, 1)).unwrap();
         net.load(&state.net).unwrap();
         let loader = Loader::new(test.clone(), 32, constants, None, 0, 1).unwrap();
@@ -253,14 +248,9 @@ fn seeds_and_densities_by_any_name() {
     assert_eq!((other.seed.init, other.seed.data), (base.seed.init, base.seed.data));
     let graph = models::resnet(8, 4, 1, CLASSES, SIDE).unwrap();
     let initial = |c: &sparse_engine::config::Config| {
-        let masks = sparsity::draw_masks(
-            &graph.maskable(),
-            &c.method.try_into().unwrap(),
-            c.target().unwrap(),
-            c.mask_draw,
-            c.seed.mask,
-        )
-        .unwrap();
+        let ratio = c.method.try_into().unwrap();
+        let masks =
+            sparsity::draw_masks(&graph.maskable(), &ratio, c.target().unwrap(), c.mask_draw, c.seed.mask).unwrap();
         let mut net = Net::new(&graph, &masks, 4, |spec| CpuBackend::new(spec, 1)).unwrap();
         net.init(&graph, c.seed.init);
         net.state()

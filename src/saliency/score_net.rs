@@ -83,8 +83,6 @@ impl<'a> ScoreNet<'a> {
     /// -w * Hg / sum, an order that the sum does not change. `parts`: the two halves of [`grasp_samples`]; batch norm
     /// normalises each by itself.
     ///
-    /// ResNet-20 on 250 images of 3x32x32, and ResNet-50 on 32 of 3x224x224: see `docs`.
-    ///
     /// [`grasp_samples`]: super::grasp_samples
     ///
     /// # Errors

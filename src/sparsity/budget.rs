@@ -55,7 +55,8 @@ impl Density {
         let candidates = (0..=19).filter(|_| (1..=n).contains(&kept)).flat_map(|scale| {
             let (quotient, rest) = mul_div(u128::from(kept), 10u64.pow(scale), u128::from(n));
             let nearest = quotient + u128::from(2 * rest >= u128::from(n));
-            [nearest, nearest.saturating_sub(1)].map(|numerator| Density { numerator, scale }) // below it: of the two halves one counts
+            // The one below it: of the two halves around the budget one counts.
+            [nearest, nearest.saturating_sub(1)].map(|numerator| Density { numerator, scale })
         });
         let mut fitting = candidates.filter(|d| d.numerator > 0 && d.budget(n) == kept);
         fitting.next().ok_or_else(|| {

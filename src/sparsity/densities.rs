@@ -15,8 +15,8 @@ use crate::error::{Error, Result};
 use std::cmp::Ordering;
 use std::collections::HashSet;
 
-/// The formula's density of each layer, in (0, 1], in layer order. Their size-weighted mean is the density; `Dense` gives
-/// ones whatever the density.
+/// The formula's density of each layer, in (0, 1], in layer order. Their size-weighted mean is the density, to a rounding
+/// where no layer is left to share the rest; `Dense` gives ones whatever the density.
 ///
 /// # Errors
 /// Layers that are none (no weights, a name twice, roles a ratio needs and no layer has); pinned layers that leave the

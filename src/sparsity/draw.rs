@@ -11,10 +11,9 @@ use crate::rng::{Purpose, Stream};
 /// Both draws rank the positions of a layer by the same random numbers, so with one seed two masks of a layer are always
 /// nested: the one with fewer positions (exact) or the lower formula's density (Bernoulli) lies inside the other. A layer's
 /// formula density never falls when the density rises, for every ratio but given counts. Whole networks therefore nest with
-/// Bernoulli.
-/// With exact counts they nest layer by layer, but not always in one direction: largest remainder can take one weight from
-/// a layer as the budget grows (the Alabama paradox), though only where the layer's own target rose by less than one
-/// weight. ResNet-20 nests with ERK on any grid of densities 0.00025 or more apart, with uniform 0.0025 (tested).
+/// Bernoulli. With exact counts they nest layer by layer, but not always in one direction: largest remainder can take one
+/// weight from a layer as the budget grows (the Alabama paradox), though only where the layer's own target rose by less
+/// than one weight. ResNet-20 nests with ERK on any grid of densities 0.00025 or more apart, with uniform 0.0025 (tested).
 pub fn draw_masks(layers: &[Maskable], ratio: &Ratio, density: Density, draw: Draw, seed: u64) -> Result<Vec<Mask>> {
     draw_patterns(layers, ratio, density, Pattern::Unstructured, draw, seed)
 }

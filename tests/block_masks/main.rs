@@ -47,7 +47,7 @@ fn networks() -> Vec<(&'static str, Vec<Maskable>)> {
 }
 
 fn draw(layers: &[Maskable], ratio: &Ratio, d: f64, pattern: Pattern, seed: u64) -> Vec<Mask> {
-    draw_patterns(layers, &ratio, density(d), pattern, Draw::Exact, seed).unwrap()
+    draw_patterns(layers, ratio, density(d), pattern, Draw::Exact, seed).unwrap()
 }
 
 #[test]

@@ -10,7 +10,7 @@ pub fn broken(layers: &[Maskable], ratio: &Ratio, d: f64, pattern: Pattern, shar
     if kept != density(d).budget(all) {
         return Some(format!("{kept} of {all} kept"));
     }
-    let densities = layer_densities(layers, &ratio, density(d)).unwrap();
+    let densities = layer_densities(layers, ratio, density(d)).unwrap();
     let shape = pattern.block().unwrap();
     // Pinned layers keep whole weights, which moves the others' targets off their densities by no more than this together.
     let pinned = match ratio {

@@ -4,7 +4,7 @@ use super::close;
 use sparse_engine::graph::Graph;
 use sparse_engine::metrics::{Flops, LayerWork};
 use sparse_engine::models;
-use sparse_engine::sparsity::{Density, Maskable, Method, layer_counts, layer_densities};
+use sparse_engine::sparsity::{Density, Maskable, Method, Ratio, layer_counts, layer_densities};
 
 fn build(name: &str) -> Graph {
     let (channels, size, classes) = models::default_image(name).unwrap();
@@ -24,9 +24,9 @@ fn flops(graph: &Graph, densities: &[f64], counts: &[usize]) -> Flops {
 }
 
 fn by_method(graph: &Graph, method: Method, sparsity: f64) -> Flops {
-    let layers = graph.maskable();
-    let densities = layer_densities(&layers, method, density(sparsity)).unwrap();
-    flops(graph, &densities, &layer_counts(&layers, method, density(sparsity)).unwrap())
+    let (layers, ratio) = (graph.maskable(), Ratio::try_from(method).unwrap());
+    let densities = layer_densities(&layers, &ratio, density(sparsity)).unwrap();
+    flops(graph, &densities, &layer_counts(&layers, &ratio, density(sparsity)).unwrap())
 }
 
 /// The counts that a formula's densities are near to.

@@ -115,7 +115,7 @@ fn decimals() -> impl Strategy<Value = f64> {
 fn falls(layers: &[Maskable], ratio: &Ratio, steps_per_one: u32, steps: std::ops::Range<u32>) -> (usize, usize) {
     let counts = |k: u32| {
         let d: f64 = format!("{}e-8", u64::from(k) * (100_000_000 / u64::from(steps_per_one))).parse().unwrap();
-        layer_counts(layers, &ratio, density(d)).unwrap()
+        layer_counts(layers, ratio, density(d)).unwrap()
     };
     let (mut number, mut most) = (0, 0);
     let mut before = counts(steps.start);
