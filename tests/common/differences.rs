@@ -191,6 +191,34 @@ fn joins() {
     differences("a + a", &mut b, Var::Tensor(a), n, &analytic, &mut loss);
 }
 
+/// norm(a) with running statistics, which do not depend on a; the gradient of a needs no sums.
+#[test]
+fn frozen_norms() {
+    let mut build = Build::new(3);
+    let [a, y, dy, finished, da] = build.tensors([2, 3, 3]);
+    let norm = build.norm(2);
+    let (spec, mut b) = (build.0.norms[0], RefBackend::new(build.0));
+    random_values(&mut b);
+    b.write_store(Store::Running, &[0.3, -2.0, 0.5, 7.0]);
+    let (n, weights) = (3, normal("dy", 54));
+    b.write_tensor(a, n, &normal("a", 54));
+    b.write_tensor(dy, n, &weights);
+    let mut loss = |b: &mut RefBackend| {
+        b.norm_running(norm);
+        b.join_forward(Input { t: a, norm: Some(norm), relu: false }, None, false, y, n);
+        dot(&b.read_tensor(y, n), &weights)
+    };
+    loss(&mut b);
+    b.copy_backward(Grad { t: dy, norm: Some(Normed { norm, x: a }) }, over(da, nothing()), n);
+    let of_a = b.read_tensor(da, n);
+    b.copy_backward(Grad::plain(dy), over(finished, sums(norm, a)), n);
+    let of_affine = [spec.gamma, spec.beta].map(|p| (p, grad(&b, p)));
+    differences("frozen norm", &mut b, Var::Tensor(a), n, &of_a, &mut loss);
+    for (p, analytic) in of_affine {
+        differences("frozen norm", &mut b, Var::Param(p), n, &analytic, &mut loss);
+    }
+}
+
 #[test]
 fn pools() {
     let mut build = Build::new(3);
@@ -344,9 +372,11 @@ fn misuse_is_refused() {
             copy(b, c, None, empty, sums(other, a));
             copy(b, empty, Some(Normed { norm, x: a }), c, nothing());
         }),
-        ("running statistics", |b, [a, c, _, empty], [norm, _]| {
+        ("before its sums", |b, [a, c, _, empty], [norm, _]| {
             b.norm_running(norm);
-            copy(b, c, None, empty, sums(norm, a));
+            copy(b, c, Some(Normed { norm, x: a }), empty, nothing());
+            b.norm_stats(norm, a, 1);
+            copy(b, c, Some(Normed { norm, x: a }), empty, nothing());
         }),
         ("has the statistics of", |b, [a, c, _, empty], [norm, _]| {
             b.norm_stats(norm, a, 1);
