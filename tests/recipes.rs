@@ -41,9 +41,9 @@ fn three_steps(family: &str, channels: usize) {
             _ => {}
         }
         let overrides = Overrides { set, data: Some(data.clone()), ..Overrides::default() };
-        let what = |e| panic!("{}: {e}", recipe.name);
-        let config = resolve(Some(&recipe.name), None, &overrides).unwrap_or_else(what).config;
-        let begun = Beginning::of(&config, 1).unwrap_or_else(what);
+        let name = &recipe.name;
+        let config = resolve(Some(name), None, &overrides).unwrap_or_else(|e| panic!("{name}: {e}")).config;
+        let begun = Beginning::of(&config, 1).unwrap_or_else(|e| panic!("{name}: {e}"));
         let mut net = Net::new(&begun.graph, &begun.masks, BATCH, |spec| CpuBackend::new(spec, 1)).unwrap();
         net.init(&begun.graph, config.seed.init);
         let labels: Vec<u32> = (0..BATCH as u32).map(|i| i % 2).collect();

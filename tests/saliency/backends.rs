@@ -9,7 +9,7 @@ use sparse_engine::backend::reference::RefBackend;
 use sparse_engine::graph::{Graph, Net};
 use sparse_engine::models;
 use sparse_engine::saliency::{Batch, ScoreNet, snip, xavier};
-use sparse_engine::sparsity::{Density, Draw, Method, draw_masks};
+use sparse_engine::sparsity::{Density, Draw, Ratio, draw_masks};
 
 fn cpu(graph: &Graph, batch: usize, threads: usize) -> Net<CpuBackend> {
     Net::new(graph, &[], batch, |spec| CpuBackend::new(spec, threads)).unwrap()
@@ -121,7 +121,7 @@ fn bad_input_is_refused() {
     let five = cpu(&graph, 4, 1);
     refused(snip(&mut { five }, &graph, &good, batch), 2, &["5 images", "room for 4"]);
     let masks =
-        draw_masks(&graph.maskable(), Method::Uniform, Density::from_sparsity(0.5).unwrap(), Draw::Exact, 1).unwrap();
+        draw_masks(&graph.maskable(), &Ratio::Uniform, Density::from_sparsity(0.5).unwrap(), Draw::Exact, 1).unwrap();
     let mut sparse = Net::new(&graph, &masks, 5, |spec| Ok(RefBackend::new(spec))).unwrap();
     refused(snip(&mut sparse, &graph, &good, batch), 2, &["without masks"]);
     let mut other = cpu(&models::resnet(8, 4, 3, 4, 10).unwrap(), 5, 1);
