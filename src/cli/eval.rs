@@ -161,7 +161,9 @@ pub(super) fn run(args: EvalArgs) -> Result<()> {
         let against = if o.inside == s.n { String::new() } else { format!(" against {}", format::count(o.inside)) };
         more +=
             &format!("out of distribution, {}: AUROC {:.4}, {} images{against}\n", o.kind, o.auroc, format::count(o.n));
-        more += &format!("  brought to the network's shape: {}\n", o.rule);
+        if !o.rule.starts_with("none") {
+            more += &format!("  brought to the network's shape: {}\n", o.rule);
+        }
     }
     for f in fgsm {
         let space = if f.space == Space::Pixel { "pixels" } else { "normalised values" };

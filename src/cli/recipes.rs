@@ -1,6 +1,6 @@
 //! `sparse-engine recipes`.
 
-use crate::config::{self, DEFAULT_RECIPE, Overrides, recipes};
+use crate::config::{self, DEFAULT_RECIPE, Overrides, Recipe, recipes};
 use crate::error::Result;
 use serde_json::json;
 
@@ -27,23 +27,33 @@ pub(super) fn run(args: RecipesArgs) -> Result<()> {
     if args.json {
         let list: Vec<_> = recipes()
             .iter()
-            .map(|r| json!({ "name": r.name, "family": r.family, "about": r.about, "source": r.source, "expect": r.expect }))
+            .map(|r| json!({ "name": r.name, "family": r.family, "network": r.model, "variant": r.variant, "about": r.about, "source": r.source, "expect": r.expect }))
             .collect();
         return super::print(&format!(
             "{}\n",
             json!({ "schema": RECIPES_SCHEMA, "default": DEFAULT_RECIPE, "recipes": list })
         ));
     }
-    let mut text = String::new();
-    let mut family = "";
-    let widest = recipes().iter().map(|r| r.name.len()).max().unwrap_or(0);
-    for recipe in recipes() {
-        let (of_family, of_variant) = recipe.about.split_once(": ").unwrap_or((&recipe.about, ""));
-        if recipe.family != family {
-            family = recipe.family;
-            text.push_str(&format!("{}{of_family}\n", if text.is_empty() { "" } else { "\n" }));
+    let mut text = String::from("A recipe is named FAMILY-NETWORK, and -VARIANT where it is one: cifar10-resnet20-dense\n");
+    let firsts = |same: fn(&Recipe, &Recipe) -> bool, of: &str| {
+        let mut list: Vec<&Recipe> = Vec::new();
+        for recipe in recipes().iter().filter(|r| of.is_empty() || r.family == of) {
+            if !list.iter().any(|known| same(known, recipe)) {
+                list.push(recipe);
+            }
         }
-        text.push_str(&format!("  {:widest$}  {of_variant}\n", recipe.name));
+        list
+    };
+    for family in firsts(|a, b| a.family == b.family, "") {
+        text.push_str(&format!("\n{}: {}\n", family.family, family.family_about));
+        let models: Vec<_> = firsts(|a, b| a.model == b.model, family.family).iter().map(|r| r.model.as_str()).collect();
+        for (i, line) in models.chunks(10).enumerate() {
+            text.push_str(&format!("  {:10}  {}\n", if i == 0 { "networks" } else { "" }, line.join(" ")));
+        }
+        for recipe in firsts(|a, b| a.variant == b.variant, family.family) {
+            let variant = if recipe.variant.is_empty() { "" } else { "-" };
+            text.push_str(&format!("  {:10}  {}\n", format!("{variant}{}", recipe.variant), recipe.about));
+        }
     }
     text.push_str(&format!(
         "\nsparse-engine recipes NAME shows every key, the sources and the accuracy to expect; without --recipe, train takes\n\
@@ -60,7 +70,7 @@ fn show(name: &str) -> Result<String> {
     let resolved = given.or_else(|_| config::resolve(Some(name), None, &open))?;
     let recipe = recipes().iter().find(|r| r.name == name);
     let head = recipe.map_or(String::new(), |r| {
-        format!("# {}: {}\n# source: {}\n# test accuracy to expect: {}\n\n", r.name, r.about, r.source, r.expect)
+        format!("# {}: {}; {}\n# source: {}\n# test accuracy to expect: {}\n\n", r.name, r.family_about, r.about, r.source, r.expect)
     });
     Ok(head + &resolved.config.to_toml()?)
 }

@@ -13,6 +13,12 @@ pub struct Recipe {
     pub name: String,
     /// Family, such as "cifar10".
     pub family: &'static str,
+    /// What the family trains on.
+    pub family_about: String,
+    /// Network, such as "resnet20", or "resnet20-8" where the width is not 16.
+    pub model: String,
+    /// How it differs from the family's first recipes, such as "dense"; empty for those.
+    pub variant: String,
     /// One line for people.
     pub about: String,
     /// Where its settings come from.
@@ -131,7 +137,10 @@ fn build() -> Vec<Recipe> {
                 all.push(Recipe {
                     name: words.join("-"),
                     family: name,
-                    about: format!("{}: {}", family.about, variant.about),
+                    family_about: family.about.clone(),
+                    model: model.clone(),
+                    variant: variant.name.clone(),
+                    about: variant.about.clone(),
                     source: format!("{}{inferred}", family.source),
                     expect: expect.describe(dense),
                     text,

@@ -63,7 +63,8 @@ impl Job {
         gather(&groups, &parts, k, self.n)
     }
 
-    /// What is wanted of the weight's gradient ([`Number::weight_gradient`]), and where `input` says so the gradient of x, given that of y.
+    /// What is wanted of the weight's gradient ([`Number::weight_gradient`]), and where `input` says so the gradient of x,
+    /// given that of y.
     pub fn backward<T: Number>(
         &self,
         x: impl Images<T>,
