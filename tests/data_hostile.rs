@@ -253,7 +253,7 @@ fn svhn_faults() {
         }
     };
     let (chw, l) = (images(0, 12, 3072), [1; 12]);
-    with(&[x.clone()], &["no variable y", "[\"X\"]"]);
+    with(std::slice::from_ref(&x), &["no variable y", "[\"X\"]"]);
     with(&[], &["no variable X"]);
     with(&[x.clone(), x.clone(), y.clone()], &["X is in it twice"]);
     with(&[mat_matrix(9, "X", &[32, 32, 1, 36], 2, &chw), y.clone()], &["X is [32, 32, 1, 36]", "[32, 32, 3, N]"]);
