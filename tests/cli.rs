@@ -107,9 +107,7 @@ fn wrong_arguments_exit_with_2() {
 fn an_unknown_recipe_lists_those_there_are() {
     let lines = refused(&["train", "--recipe", "cifar"], 2);
     assert_eq!(lines.len(), 1);
-    assert!(
-        lines[0].contains("unknown recipe \"cifar\"") && lines[0].contains("sparse-engine recipes lists them")
-    );
+    assert!(lines[0].contains("unknown recipe \"cifar\"") && lines[0].contains("sparse-engine recipes lists them"));
 }
 
 #[test]

@@ -34,7 +34,8 @@ pub(super) fn run(args: RecipesArgs) -> Result<()> {
             json!({ "schema": RECIPES_SCHEMA, "default": DEFAULT_RECIPE, "recipes": list })
         ));
     }
-    let mut text = String::from("A recipe is named FAMILY-NETWORK, and -VARIANT where it is one: cifar10-resnet20-dense\n");
+    let mut text =
+        String::from("A recipe is named FAMILY-NETWORK, and -VARIANT where it is one: cifar10-resnet20-dense\n");
     let firsts = |same: fn(&Recipe, &Recipe) -> bool, of: &str| {
         let mut list: Vec<&Recipe> = Vec::new();
         for recipe in recipes().iter().filter(|r| of.is_empty() || r.family == of) {
@@ -46,7 +47,8 @@ pub(super) fn run(args: RecipesArgs) -> Result<()> {
     };
     for family in firsts(|a, b| a.family == b.family, "") {
         text.push_str(&format!("\n{}: {}\n", family.family, family.family_about));
-        let models: Vec<_> = firsts(|a, b| a.model == b.model, family.family).iter().map(|r| r.model.as_str()).collect();
+        let models: Vec<_> =
+            firsts(|a, b| a.model == b.model, family.family).iter().map(|r| r.model.as_str()).collect();
         for (i, line) in models.chunks(10).enumerate() {
             text.push_str(&format!("  {:10}  {}\n", if i == 0 { "networks" } else { "" }, line.join(" ")));
         }
@@ -70,7 +72,10 @@ fn show(name: &str) -> Result<String> {
     let resolved = given.or_else(|_| config::resolve(Some(name), None, &open))?;
     let recipe = recipes().iter().find(|r| r.name == name);
     let head = recipe.map_or(String::new(), |r| {
-        format!("# {}: {}; {}\n# source: {}\n# test accuracy to expect: {}\n\n", r.name, r.family_about, r.about, r.source, r.expect)
+        format!(
+            "# {}: {}; {}\n# source: {}\n# test accuracy to expect: {}\n\n",
+            r.name, r.family_about, r.about, r.source, r.expect
+        )
     });
     Ok(head + &resolved.config.to_toml()?)
 }
