@@ -136,11 +136,10 @@ fn ties(merged: &Merged, faults: &mut Faults) {
         fault("nesterov", "needs a momentum above 0; set nesterov=false, or a momentum".into());
     }
     match merged.text("model").map(str::parse::<Network>) {
-        _ if merged.has("network_toml") => {
-            if merged.value("width").is_some() {
-                fault("width", "a network of your own has the widths of its file; leave width out".into());
-            }
+        _ if merged.has("network_toml") && merged.value("width").is_some() => {
+            fault("width", "a network of your own has the widths of its file; leave width out".into());
         }
+        _ if merged.has("network_toml") => {}
         Some(Err(what)) => fault("model", format!("{what}; or a file that ends in .toml, a network of your own")),
         Some(Ok(network)) if network.standard_width().is_none() && merged.value("width").is_some() => {
             fault("width", network.no_width());
