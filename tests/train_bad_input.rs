@@ -142,7 +142,7 @@ fn configuration() {
 fn settings_of_several_sources() {
     let lab = Lab::new();
     refused(&lab, &["--set", "sparsity=0.5", "--set", "density=0.5"], 2, &["sparsity and density are both given"]);
-    refused(&lab, &["--recipe", "cifar"], 2, &["unknown recipe \"cifar\"", "cifar10-resnet20"]);
+    refused(&lab, &["--recipe", "cifar"], 2, &["unknown recipe \"cifar\"", "sparse-engine recipes lists them"]);
     // All faults at once, a line each.
     let all = [
         "--recipe",
