@@ -1,5 +1,6 @@
 //! The loop: steps, evaluation, metrics, checkpoints, stop and resume.
 
+use super::resumed::load;
 use super::setup::Setup;
 use super::trainer::{Position, Trainer};
 use super::{EpochInfo, Observer, Options, StartInfo, StepInfo};
@@ -7,7 +8,7 @@ use crate::backend::cpu::plan::Plan;
 use crate::backend::gpu::GpuPlan;
 use crate::backend::{Backend, Bytes};
 use crate::checkpoint::{Best, Checkpoint, Meta, NetState, Progress};
-use crate::config::{Config, Selection};
+use crate::config::Selection;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::metrics::GradientNorms;
@@ -16,7 +17,7 @@ use crate::report::{
     Engine, EpochScore, GRADIENTS_SCHEMA, GradientRecord, Lines, METRICS_SCHEMA, Machine, MaskInfo, MetricsWriter,
     Record, Results, RunDir, SUMMARY_SCHEMA, Score, Split, Summary, write_gpu_plan,
 };
-use crate::sparsity::{Mask, Method, mask_hash};
+use crate::sparsity::{Mask, mask_hash};
 use std::path::Path;
 use std::time::Instant;
 
@@ -420,29 +421,4 @@ fn mask_info(mask: &Mask) -> MaskInfo {
         block: mask.block.map(|block| block.to_string()),
         hash: mask_hash(mask),
     }
-}
-
-/// The checkpoint that a run goes on from.
-pub(super) fn resumed(setup: &Setup, options: &Options) -> Result<Option<Checkpoint>> {
-    options.resume.as_ref().map(|run| load(setup, &RunDir::at(run).last())).transpose()
-}
-
-/// The state whose masks a run keeps that goes on: where they come from scores or a file, which are not asked again.
-pub(super) fn saved_masks(config: &Config, options: &Options) -> Result<Option<NetState>> {
-    let run = options.resume.as_ref().filter(|_| config.method.is_scored() || config.method == Method::File);
-    run.map(|run| Ok(Checkpoint::load(&RunDir::at(run).last())?.net)).transpose()
-}
-
-/// A checkpoint of this very run.
-fn load(setup: &Setup, path: &Path) -> Result<Checkpoint> {
-    let checkpoint = Checkpoint::load(path)?;
-    let meta = &checkpoint.meta;
-    if meta.data.checksum != setup.data.checksum {
-        let what = format!("it was trained on other images than {} holds now (checksums differ)", setup.data.source);
-        return Err(Error::data(path, what));
-    }
-    if let Some(difference) = meta.config.differences(&setup.config)?.first() {
-        return Err(Error::data(path, format!("it belongs to another configuration: {difference}")));
-    }
-    Ok(checkpoint)
 }
