@@ -207,7 +207,7 @@ pub(super) fn odd() -> Vec<(&'static str, Graph)> {
 }
 
 /// A graph of random operations on random earlier nodes; whatever feeds nothing goes to the head.
-pub(super) fn random_graph(seed: u64) -> Graph {
+fn random_graph(seed: u64) -> Graph {
     let stream = Stream::new(seed, Purpose::Data, "graph");
     let mut drawn = 0;
     let mut below = |n: usize| {
@@ -379,23 +379,31 @@ fn check(what: &str, g: &Graph, seed: u64, tally: &mut Tally) {
     assert!(net.backend().read_store(Store::Running) == running, "{what}: evaluation moves statistics");
 }
 
-#[test]
-fn odd_graphs_have_the_right_gradients() {
+/// `check` on every odd graph, by number, few of its parameters near a kink.
+pub(super) fn on_odd(check: impl Fn(&str, &Graph, u64, &mut Tally)) {
     let mut tally = Tally::default();
-    for (i, (what, g)) in odd().iter().enumerate() {
-        check(what, g, i as u64, &mut tally);
-    }
+    odd().iter().enumerate().for_each(|(i, (what, g))| check(what, g, i as u64, &mut tally));
     tally.few_kinks();
 }
 
-#[test]
-fn random_graphs_have_the_right_gradients() {
+/// The same on random ones.
+pub(super) fn on_random(check: impl Fn(&str, &Graph, u64, &mut Tally)) {
     let mut tally = Tally::default();
     for seed in 0..100 {
         let g = random_graph(seed);
         check(&format!("seed {seed}: {:#?}", g.nodes()), &g, seed, &mut tally);
     }
     tally.few_kinks();
+}
+
+#[test]
+fn odd_graphs_have_the_right_gradients() {
+    on_odd(check);
+}
+
+#[test]
+fn random_graphs_have_the_right_gradients() {
+    on_random(check);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! The gradient of the images, with the statistics of the batch and with the running ones, and the parameters' gradients
 //! with the latter: on the reference backend against central differences of the interpreter.
 
-use super::gradients::{IMAGES, Tally, naive, near, network, normal, odd, random_graph};
+use super::gradients::{IMAGES, Tally, naive, near, network, normal, odd, on_odd, on_random};
 use super::naive::Naive;
 use crate::backend::{Backend, Store};
 use crate::graph::Graph;
@@ -84,21 +84,12 @@ fn check(what: &str, g: &Graph, seed: u64, tally: &mut Tally) {
 
 #[test]
 fn odd_graphs() {
-    let mut tally = Tally::default();
-    for (i, (what, g)) in odd().iter().enumerate() {
-        check(what, g, i as u64, &mut tally);
-    }
-    tally.few_kinks();
+    on_odd(check);
 }
 
 #[test]
 fn random_graphs() {
-    let mut tally = Tally::default();
-    for seed in 0..100 {
-        let g = random_graph(seed);
-        check(&format!("seed {seed}: {:#?}", g.nodes()), &g, seed, &mut tally);
-    }
-    tally.few_kinks();
+    on_random(check);
 }
 
 #[test]
