@@ -149,7 +149,7 @@ fn cost_table(s: &Summary) -> String {
         rows.push([name.into(), show(sparse), show(dense), share(sparse, dense)]);
     };
     row("parameters", s.params_sparse, s.params_dense, count);
-    row("FLOPs an image, forward", s.flops_sparse, s.flops_dense, si);
+    row("FLOPs an image, forward", s.flops.flops_sparse, s.flops.flops_dense, si);
     let (a, b) = (&s.bytes_sparse, &s.bytes_dense);
     row("values", a.values, b.values, bytes);
     row("indices", a.indices, b.indices, bytes);

@@ -6,7 +6,7 @@ use super::plan_text;
 use super::table::aligned;
 use crate::backend::cpu::plan::{LayerPlan, Plan};
 use crate::error::{Error, Result};
-use crate::metrics::{Flops, LayerWork};
+use crate::metrics::{Flops, FlopsKeys, LayerWork};
 use crate::report::read_plan;
 use crate::sparsity::{Draw, Fallback, Form, LayerShare, Mask, Maskable, Method, Pattern, layer_shares};
 use serde::Serialize;
@@ -67,12 +67,8 @@ struct Report {
     nnz: usize,
     macs_dense: u64,
     macs_sparse: u64,
-    flops_dense: u64,
-    flops_sparse: u64,
-    flops_formula: f64,
-    train_flops_dense: u64,
-    train_flops_sparse: u64,
-    train_flops_formula: f64,
+    #[serde(flatten)]
+    flops: FlopsKeys,
     layers: Vec<Layer>,
     #[serde(skip)]
     head: String,
@@ -165,7 +161,7 @@ impl Report {
                 plan: planned(l),
             });
         }
-        let (forward, training) = (flops.total, flops.training());
+        let flops = FlopsKeys::from(&flops);
         Ok(Report {
             model: network.model.clone(),
             width: network.width,
@@ -180,14 +176,9 @@ impl Report {
             params: graph.param_count(),
             maskable: layers.iter().map(|l| l.size).sum(),
             nnz: layers.iter().map(|l| l.nnz).sum(),
-            macs_dense: forward.dense / 2,
-            macs_sparse: forward.realised / 2,
-            flops_dense: forward.dense,
-            flops_sparse: forward.realised,
-            flops_formula: forward.formula,
-            train_flops_dense: training.dense,
-            train_flops_sparse: training.realised,
-            train_flops_formula: training.formula,
+            macs_dense: flops.flops_dense / 2,
+            macs_sparse: flops.flops_sparse / 2,
+            flops,
             layers,
             head: network.describe(),
             plan,
@@ -223,15 +214,16 @@ impl Report {
         let line =
             |name: &str, dense: u64, sparse: u64| [name.to_string(), count(dense), count(sparse), ratio(sparse, dense)];
         let formula = |dense: u64, sparse: f64| line("  by the densities, not rounded", dense, sparse.round() as u64);
+        let f = &self.flops;
         text += "\n";
         text += &aligned(
             &[
                 ["", "dense", "sparse", "ratio"].map(String::from),
                 line("parameters, batch norm and biases too", self.params as u64, stored as u64),
-                line("FLOPs of one image, 2 x MAC", self.flops_dense, self.flops_sparse),
-                formula(self.flops_dense, self.flops_formula),
-                line("FLOPs to train on one image, 3 x forward", self.train_flops_dense, self.train_flops_sparse),
-                formula(self.train_flops_dense, self.train_flops_formula),
+                line("FLOPs of one image, 2 x MAC", f.flops_dense, f.flops_sparse),
+                formula(f.flops_dense, f.flops_formula),
+                line("FLOPs to train on one image, 3 x forward", f.train_flops_dense, f.train_flops_sparse),
+                formula(f.train_flops_dense, f.train_flops_formula),
             ],
             |c| c == 0,
         );

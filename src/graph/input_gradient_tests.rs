@@ -1,7 +1,8 @@
 //! The gradient of the images, with the statistics of the batch and with the running ones, and the parameters' gradients
 //! with the latter: on the reference backend against central differences of the interpreter.
 
-use super::gradients::{IMAGES, Tally, naive, near, network, normal, odd, on_odd, on_random};
+use super::gradients::{IMAGES, Tally, naive, near, network, normal, on_odd, on_random};
+use super::graphs::odd;
 use super::naive::Naive;
 use crate::backend::{Backend, Store};
 use crate::graph::Graph;

@@ -5,6 +5,8 @@ use crate::backend::{Mask as Open, Write};
 
 #[path = "gradient_tests.rs"]
 mod gradients;
+#[path = "test_graphs.rs"]
+mod graphs;
 #[path = "input_gradient_tests.rs"]
 mod input_gradient;
 #[path = "naive_tests.rs"]

@@ -63,6 +63,37 @@ impl Flops {
     }
 }
 
+/// FLOPs of one image as the files of a network name them.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct FlopsKeys {
+    /// Forward, dense.
+    pub flops_dense: u64,
+    /// Forward, of the kept weights.
+    pub flops_sparse: u64,
+    /// Forward, by the formula's densities.
+    pub flops_formula: f64,
+    /// Of a training step, dense.
+    pub train_flops_dense: u64,
+    /// Of a training step, of the kept weights.
+    pub train_flops_sparse: u64,
+    /// Of a training step, by the formula's densities.
+    pub train_flops_formula: f64,
+}
+
+impl From<&Flops> for FlopsKeys {
+    fn from(flops: &Flops) -> Self {
+        let (forward, training) = (flops.total, flops.training());
+        FlopsKeys {
+            flops_dense: forward.dense,
+            flops_sparse: forward.realised,
+            flops_formula: forward.formula,
+            train_flops_dense: training.dense,
+            train_flops_sparse: training.realised,
+            train_flops_formula: training.formula,
+        }
+    }
+}
+
 impl LayerFlops {
     fn of(work: LayerWork) -> Self {
         let dense = 2 * work.macs;

@@ -18,6 +18,6 @@ pub use calibration::{Calibration, ConfidenceBin, DEFAULT_BINS, MOST_BINS, calib
 pub use classification::{Classification, nll, top_k};
 pub use epsilon::Epsilon;
 pub use fgsm::{Fgsm, Perturbed, Space, gradient_seeds};
-pub use flops::{Flops, LayerFlops, LayerWork, TRAINING_PASSES};
+pub use flops::{Flops, FlopsKeys, LayerFlops, LayerWork, TRAINING_PASSES};
 pub use gradient_norm::GradientNorms;
 pub use logits::{Logits, max_softmax};

@@ -5,6 +5,7 @@ use crate::backend::Bytes;
 use crate::config::{Config, Selection};
 use crate::data::ImageShape;
 use crate::error::{Error, Result};
+use crate::metrics::FlopsKeys;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -46,10 +47,9 @@ pub struct Summary {
     pub density_target: f64,
     /// Density realised, nnz / maskable.
     pub density: f64,
-    /// FLOPs (2 x MAC) of one image, forward, of the dense network.
-    pub flops_dense: u64,
-    /// FLOPs (2 x MAC) of one image, forward, of the kept weights.
-    pub flops_sparse: u64,
+    /// FLOPs (2 x MAC) of one image.
+    #[serde(flatten)]
+    pub flops: FlopsKeys,
     /// Bytes that the dense network would hold.
     #[serde(with = "bytes_json")]
     pub bytes_dense: Bytes,
@@ -241,8 +241,14 @@ pub(crate) fn sample() -> Summary {
         nnz: 27_061,
         density_target: 0.1,
         density: 27_061.0 / 270_608.0,
-        flops_dense: 62_000_000,
-        flops_sparse: 10_700_000,
+        flops: FlopsKeys {
+            flops_dense: 62_000_000,
+            flops_sparse: 10_700_000,
+            flops_formula: 10_700_000.5,
+            train_flops_dense: 186_000_000,
+            train_flops_sparse: 32_100_000,
+            train_flops_formula: 32_100_001.5,
+        },
         bytes_dense: bytes(1 << 20),
         bytes_sparse: bytes(1 << 10),
         epochs: 20,
