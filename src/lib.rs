@@ -13,6 +13,7 @@ pub mod config;
 pub mod data;
 pub mod error;
 pub mod graph;
+mod memory;
 pub mod metrics;
 pub mod models;
 pub mod optim;

@@ -133,6 +133,7 @@ fn other_images_are_brought_to_the_network() {
 fn bad_requests_are_refused_before_anything_is_written() {
     let lab = trained(&[]);
     let file = lab.path("never.npz").display().to_string();
+    let there = lab.data().display().to_string();
     for (args, code, wanted) in [
         (&["--fgsm", "8/0"][..], 2, "epsilon"),
         (&["--fgsm", "-1"], 2, "epsilon \"-1\""),
@@ -143,7 +144,11 @@ fn bad_requests_are_refused_before_anything_is_written() {
         (&["--ece-bins", "0"], 2, "ece-bins"),
         (&["--ood-classes", "folders"], 2, "--ood"),
         (&["--ood", "uniform", "--ood-classes", "folders"], 1, "no class folders"),
+        (&["--ood", "gaussian(1e308)"], 2, "gaussian"),
+        (&["--ood", "uniform", "--ood", "nowhere"], 1, "nowhere: no such file or folder"),
         (&["--save-logits", "/nowhere/at/all.npz"], 1, "/nowhere/at/all.npz"),
+        (&["--save-logits", "/dev/null/all.npz"], 1, "/dev/null/all.npz"),
+        (&["--save-logits", &there], 2, "it is there already"),
     ] {
         let mut c = program(&["eval"]);
         let o = run(c

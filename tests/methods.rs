@@ -5,6 +5,7 @@
 mod data_support;
 mod support;
 
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 use sparse_engine::checkpoint::{Checkpoint, NetState};
 use sparse_engine::sparsity::Density;
 use sparse_engine::train::train;
@@ -147,13 +148,44 @@ fn files_that_do_not_fit_are_refused() {
         run(&mut c).refused(code, &[wanted]);
         assert!(!lab.path("none").exists(), "{wanted}");
     }
+    // A header of others, and files that lack something.
+    let values = std::fs::read(&init).unwrap();
+    let values = SafeTensors::deserialize(&values).unwrap();
+    let ones = [0u8, 0, 128, 63].repeat(4);
+    let statistic = |name: &str| (name.to_string(), TensorView::new(Dtype::F32, vec![4], &ones).unwrap());
+    let write = |name: &str, tensors: Vec<(String, TensorView)>| {
+        let by_pytorch = [("format".to_string(), "pt".to_string())].into();
+        other(name, &safetensors::serialize(tensors, Some(by_pytorch)).unwrap())
+    };
+    let mut all = values.tensors();
+    let init_pt = write("init-pt.safetensors", all.clone());
+    let mask_pt = write("mask-pt.safetensors", SafeTensors::deserialize(&whole).unwrap().tensors());
+    let no_mask = write("empty.safetensors", vec![]);
+    all.push(statistic("bn.running_mean"));
+    let no_variance = write("no-variance.safetensors", all.clone());
+    all.push(statistic("bn.running_var"));
+    let first_alone = write("first-alone.safetensors", all);
+    let from = |out: &str, mask: &Path, init: &Path| {
+        let mut c = lab.train(out);
+        c.args(SHORT).args(["--set", "method=file"]);
+        c.args(["--set", &format!("mask={}", mask.display()), "--set", &format!("init={}", init.display())]);
+        run(&mut c)
+    };
+    from("pytorch", &mask_pt, &init_pt).ok();
+    from("none", &no_mask, &init).refused(1, &["empty.safetensors: no tensors: wanted a mask"]);
+    let all = "wanted running statistics of all batch norms, or of none";
+    from("none", &masks, &no_variance).refused(1, &["no tensor \"bn.running_var\": ", all]);
+    from("none", &masks, &first_alone).refused(1, &["no tensor \"segment0.block0.bn1.running_mean\": ", all]);
     let mut wider = lab.train("none");
     wider.args(["--set", "method=file", "--set", "width=8", "--set", &format!("mask={}", masks.display())]);
     run(&mut wider).refused(1, &["mask.safetensors: mask conv.weight: wanted shape"]);
     for (set, wanted) in [
         (&["method=snip", "score_samples=100000"][..], "score_samples: images for SNIP"),
         (&["method=grasp", "score_samples_per_class=1000"], "score_samples_per_class: "),
-        (&["method=snip", "positions=keep", "mask_draw=bernoulli"], "positions keep"),
+        (&["method=snip", "positions=keep", "mask_draw=bernoulli"], "positions: positions keep"),
+        (&["method=global-magnitude", "mask_draw=bernoulli"], "method: positions keep"),
+        (&["method=grasp", "positions=keep", "pattern=block:4x4"], "positions: positions keep"),
+        (&["method=erk", "erk_power=8.1"], "erk_power: wanted a number from 0 to 8"),
         (&["method=global-magnitude", "sparsity=0.999"], "would keep none"),
         (&["method=custom", "custom.layers={\"nowhere\" = 0.5}"], "nowhere"),
     ] {

@@ -141,6 +141,16 @@ fn what_is_wrong_is_said_with_its_place() {
         ),
         (&list("{ op = \"conv\", channels = 10 }"), "the last layer gives 10x32x32, wanted 10x1x1"),
         (&list("{ op = \"pool\" }, { op = \"linear\", outputs = 9 }"), "the last layer gives 9x1x1, wanted 10x1x1"),
+        (
+            &list(&format!("{{ op = \"conv\", name = \"a\" }}, {{ op = \"relu\", input = \"input\" }}, {end}")),
+            "layers[0] (conv): a: nothing reads what it gives",
+        ),
+        (
+            &list(&format!(
+                "{{ op = \"repeat\", times = 2, layers = [{{ op = \"bn\" }}, {{ op = \"relu\", input = \"input\" }}] }}, {end}"
+            )),
+            "layers[0].layers[0] (bn): repeat10.bn1: nothing reads",
+        ),
         (&list(&deep), "more than 8 repeats inside each other"),
         (&list(many), "more than 20000 layers"),
     ] {

@@ -13,6 +13,8 @@ use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::path::Path;
 
+/// Checkpoints of any version.
+pub(super) const FORMATS: &str = "sparse-engine checkpoint ";
 /// Version of the file.
 const FORMAT: &str = "sparse-engine checkpoint 1";
 /// What the checksum covers besides the tensors, in this order.

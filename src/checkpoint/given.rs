@@ -1,14 +1,16 @@
 //! Masks and weights from files of others, and files of them for others: safetensors, a tensor a parameter under its name.
 //! A checkpoint of the engine is read, too.
 
+use super::file::FORMATS;
 use super::{Checkpoint, NetState, NormState, ParamState};
 use crate::error::{Error, Result};
-use crate::graph::Graph;
+use crate::graph::{Graph, Norm};
 use crate::report::files;
 use crate::sparsity::{GivenMask, Mask};
 use half::{bf16, f16};
-use safetensors::tensor::TensorView;
+use safetensors::tensor::{Metadata, TensorView};
 use safetensors::{Dtype, SafeTensors};
+use std::collections::HashSet;
 use std::path::Path;
 
 /// Initial values that a file gives.
@@ -65,11 +67,17 @@ pub fn read_masks(path: &Path) -> Result<Vec<GivenMask>> {
         }
         masks.push(GivenMask { name: name.into(), shape: view.shape().to_vec(), kept });
     }
+    if masks.is_empty() {
+        return Err(fault(
+            "no tensors: wanted a mask of zeros and ones under the name of each parameter to mask".into(),
+        ));
+    }
     Ok(masks)
 }
 
 /// Reads initial values: all parameters of the network under their names, and with them either all running statistics
-/// (NORM.running_mean and NORM.running_var) or none; or the values of a checkpoint, which start anew: without momentum.
+/// (NORM.running_mean and NORM.running_var) or none, of any number type; or the values of a checkpoint, which start anew:
+/// without momentum.
 ///
 /// # Errors
 /// No safetensors file; a parameter that is missing or of another shape, a tensor of another name, a number that is not finite.
@@ -80,43 +88,34 @@ pub fn read_weights(path: &Path, graph: &Graph) -> Result<GivenWeights> {
         return of_state(Checkpoint::load(path)?.net, graph).map_err(fault);
     }
     let file = parse(&bytes).map_err(fault)?;
-    let mut read = 0;
-    let mut tensor = |name: &str, shape: &[usize]| -> std::result::Result<Vec<f32>, String> {
-        let view =
-            file.tensor(name).map_err(|_| format!("no tensor {name:?}: wanted all parameters of the network"))?;
+    let tensor = |name: &str, shape: &[usize], wanted: &str| {
+        let view = file.tensor(name).map_err(|_| format!("no tensor {name:?}: wanted {wanted}"))?;
         check_shape(name, &view, shape)?;
         let values: Vec<f32> = numbers(name, &view)?.into_iter().map(|v| v as f32).collect();
-        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
-            return Err(format!("tensor {name:?}: element {i} is {}: wanted finite numbers", values[i]));
+        match values.iter().position(|v| !v.is_finite()) {
+            Some(i) => Err(format!("tensor {name:?}: element {i} is {}: wanted finite numbers", values[i])),
+            None => Ok(values),
         }
-        read += 1;
-        Ok(values)
     };
-    let params = graph.params().iter().map(|p| Ok((None, tensor(&p.name, &p.shape)?)));
+    let all = "all parameters of the network";
+    let params = graph.params().iter().map(|p| Ok((None, tensor(&p.name, &p.shape, all)?)));
     let params = params.collect::<std::result::Result<Vec<_>, String>>().map_err(fault)?;
-    let has_norms = graph.norms().first().is_some_and(|n| file.tensor(&format!("{}.running_mean", n.name)).is_ok());
-    let norms = has_norms.then(|| {
-        let norm = |n: &crate::graph::Norm| {
-            let c = [n.c as usize];
-            let (mean, var) = (format!("{}.running_mean", n.name), format!("{}.running_var", n.name));
-            Ok(NormState { name: n.name.clone(), mean: tensor(&mean, &c)?, var: tensor(&var, &c)? })
+    let statistics = |n: &Norm| ["running_mean", "running_var"].map(|what| format!("{}.{what}", n.name));
+    let mut known: HashSet<String> = graph.norms().iter().flat_map(statistics).collect();
+    let norms = file.names().iter().any(|name| known.contains(*name)).then(|| {
+        let all = "running statistics of all batch norms, or of none";
+        let norm = |n: &Norm| {
+            let [mean, var] = statistics(n).map(|name| tensor(&name, &[n.c as usize], all));
+            Ok(NormState { name: n.name.clone(), mean: mean?, var: var? })
         };
         graph.norms().iter().map(norm).collect::<std::result::Result<Vec<_>, String>>()
     });
     let norms = norms.transpose().map_err(fault)?;
+    known.extend(graph.params().iter().map(|p| p.name.clone()));
     // PyTorch counts the batches of each batch norm.
-    let counters = file.names().iter().filter(|n| n.ends_with(".num_batches_tracked")).count();
-    if read + counters != file.len() {
-        let known = |name: &&str| {
-            let stem = name.strip_suffix(".running_mean").or(name.strip_suffix(".running_var"));
-            graph.params().iter().any(|p| p.name == **name)
-                || stem.is_some_and(|s| graph.norms().iter().any(|n| n.name == s))
-                || name.ends_with(".num_batches_tracked")
-        };
-        let mut others: Vec<&str> = file.names().into_iter().filter(|n| !known(n)).collect();
-        others.sort_unstable();
-        let first = others.first().copied().unwrap_or("?");
-        return Err(fault(format!("tensor {first:?}: the network has no parameter of that name")));
+    let other = |name: &&str| !known.contains(*name) && !name.ends_with(".num_batches_tracked");
+    if let Some(name) = file.names().into_iter().filter(other).min() {
+        return Err(fault(format!("tensor {name:?}: the network has no parameter of that name")));
     }
     Ok(GivenWeights { params, norms })
 }
@@ -175,7 +174,9 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 fn is_checkpoint(bytes: &[u8]) -> bool {
     let header = SafeTensors::read_metadata(bytes).ok();
-    header.is_some_and(|(_, h)| h.metadata().as_ref().is_some_and(|m| m.contains_key("format")))
+    // Files of others have a format, too: PyTorch's is "pt".
+    let format = |h: &Metadata| h.metadata().as_ref()?.get("format").cloned();
+    header.and_then(|(_, h)| format(&h)).is_some_and(|format| format.starts_with(FORMATS))
 }
 
 fn parse(bytes: &[u8]) -> std::result::Result<SafeTensors<'_>, String> {

@@ -27,8 +27,8 @@ pub struct NetworkArgs {
     /// How layers share the density: dense, uniform, uniform-plus, er, erk or erk-plus
     #[arg(long, default_value = "erk")]
     pub method: String,
-    /// Power scale of erk and erk-plus [default: 1]
-    #[arg(long, value_name = "POWER")]
+    /// Power scale of erk and erk-plus, 0 (uniform) to 8 [default: 1]
+    #[arg(long, value_name = "POWER", allow_hyphen_values = true)]
     pub erk_power: Option<f64>,
     /// Density of the last layer, of erk-plus [default: 1]
     #[arg(long, value_name = "DENSITY", allow_hyphen_values = true)]
@@ -98,8 +98,11 @@ impl NetworkArgs {
     /// The method with its options.
     fn ratio(&self, method: Method) -> Result<Ratio> {
         let power = self.erk_power.unwrap_or(1.0);
-        if !(power.is_finite() && power > 0.0) {
-            return Err(Error::Usage(format!("--erk-power: wanted a number above 0, got {power}")));
+        if !(0.0..=Ratio::MAX_POWER).contains(&power) {
+            return Err(Error::Usage(format!(
+                "--erk-power: wanted a number from 0 to {}, got {power}",
+                Ratio::MAX_POWER
+            )));
         }
         let has = |methods: &[Method]| methods.contains(&method);
         for (flag, given, methods) in [

@@ -2,7 +2,7 @@
 //! A key is checked here alone; what ties keys together is in `resolve.rs`.
 
 use crate::error::nearest;
-use crate::sparsity::Pattern;
+use crate::sparsity::{Pattern, Ratio};
 use toml::Value;
 
 /// One key.
@@ -37,6 +37,7 @@ const ABOVE_0: Range = Range { wanted: "above 0", ok: |v| v > 0.0 };
 const FROM_0: Range = Range { wanted: "of at least 0", ok: |v| v >= 0.0 };
 const FROM_0_BELOW_1: Range = Range { wanted: "in [0, 1)", ok: |v| (0.0..1.0).contains(&v) };
 const ABOVE_0_TO_1: Range = Range { wanted: "in (0, 1]", ok: |v| v > 0.0 && v <= 1.0 };
+const POWER: Range = Range { wanted: "from 0 to 8", ok: |v| (0.0..=Ratio::MAX_POWER).contains(&v) };
 const ANY: Range = Range { wanted: "that are finite", ok: |_| true };
 
 /// [`crate::sparsity::Method`] by its names.
@@ -73,7 +74,7 @@ pub(super) static KEYS: &[Key] = &[
     key("method", Kind::Choice(METHODS)),
     key("density", Kind::Number(ABOVE_0_TO_1)),
     key("sparsity", Kind::Number(FROM_0_BELOW_1)),
-    key("erk_power", Kind::Number(ABOVE_0)),
+    key("erk_power", Kind::Number(POWER)),
     key("last_density", Kind::Number(ABOVE_0_TO_1)),
     key("custom.rest", Kind::Choice(&["uniform", "er", "erk"])),
     key("custom.layers", Kind::Named(ABOVE_0_TO_1)),

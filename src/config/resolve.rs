@@ -4,7 +4,7 @@ use super::layers::{Faults, Merged};
 use super::method::METHOD_KEYS;
 use super::{Config, keys};
 use crate::shape::Network;
-use crate::sparsity::{Draw, Pattern};
+use crate::sparsity::{Draw, Pattern, Positions};
 use toml::{Table, Value};
 
 /// The configuration, or `None` with the reasons added to `faults`.
@@ -130,6 +130,14 @@ fn ties(merged: &Merged, faults: &mut Faults) {
         && let Err(e) = pattern.check(draw)
     {
         fault("pattern", e.to_string());
+    }
+    // Its default is that of the method.
+    let keeps = merged.text("positions").or(merged.text("method").filter(|m| *m == "global-magnitude").map(|_| "keep"));
+    if let (Some(pattern), Some(draw)) = (pattern, draw)
+        && let Err(e) = keeps.map_or(Ok(()), |p| p.parse::<Positions>()?.check(pattern, draw))
+    {
+        let key = ["positions", "method"].into_iter().find(|key| merged.has(key)).unwrap_or("method");
+        fault(key, e.to_string());
     }
     let nesterov = merged.value("nesterov").and_then(Value::as_bool);
     if nesterov == Some(true) && merged.number("momentum") == Some(0.0) {

@@ -32,11 +32,11 @@ impl Noise {
         }
         let Some(sigma) = spec.strip_prefix("gaussian") else { return Ok(None) };
         let number = sigma.strip_prefix('(').and_then(|s| s.strip_suffix(')'));
-        let number = number.and_then(|s| s.trim().parse().ok()).filter(|s: &f64| s.is_finite() && *s >= 0.0);
+        let number = number.and_then(|s| s.trim().parse().ok()).filter(|s: &f64| (0.0..=100.0).contains(s));
         match number {
             Some(sigma) => Ok(Some(Noise::Gaussian { sigma, seed })),
             None if sigma.is_empty() || sigma.starts_with('(') => Err(Error::Usage(format!(
-                "\"{spec}\": wanted gaussian(SIGMA), SIGMA the deviation as a share of the pixel range, at least 0, such as \
+                "\"{spec}\": wanted gaussian(SIGMA), SIGMA the deviation as a share of the pixel range, 0 to 100, such as \
                  gaussian(0.1)"
             ))),
             None => Ok(None), // a path

@@ -169,8 +169,9 @@ pub fn lower_for(graph: &Graph, masks: &[Mask], batch: usize, wanted: Wanted) ->
         )));
     }
     let readers = readers(graph);
-    if let Some(dead) = (1..last).find(|&i| readers[i].is_empty()) {
-        return Err(Error::Usage(format!("node {dead} ({:?}) feeds nothing: remove it", graph.nodes()[dead].op)));
+    if let Some(dead) = graph.unused() {
+        let (i, what) = (dead.index(), graph.describe(dead));
+        return Err(Error::Usage(format!("node {i}, {what}, feeds nothing: remove it, or use its output")));
     }
     let mut plan = Plan { graph, spec: storage(graph, masks, batch)? };
     let (values, mut forward) = forward(&mut plan, &readers);

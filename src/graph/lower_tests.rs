@@ -134,5 +134,5 @@ fn graphs_without_logits_or_with_dead_ends_are_refused() {
     g.relu(c);
     let p = g.pool(c);
     g.linear("fc", p, 2).unwrap();
-    assert!(lower(&g, &[], 1).unwrap_err().to_string().contains("node 2 (Relu) feeds nothing"));
+    assert!(lower(&g, &[], 1).unwrap_err().to_string().contains("node 2, a ReLU, feeds nothing"));
 }

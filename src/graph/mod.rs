@@ -196,6 +196,26 @@ impl Graph {
         self.params.iter().map(Param::size).sum()
     }
 
+    /// The first node but the last whose output no other reads, images aside: such a network is a slip, and none runs it.
+    pub(crate) fn unused(&self) -> Option<NodeId> {
+        let mut used = vec![false; self.nodes.len()];
+        self.nodes.iter().flat_map(|node| &node.inputs).for_each(|x| used[x.0] = true);
+        (1..self.nodes.len() - 1).find(|&i| !used[i]).map(NodeId)
+    }
+
+    /// What a node is, for messages.
+    pub(crate) fn describe(&self, node: NodeId) -> String {
+        match self.nodes[node.0].op {
+            Op::Input => "the images".into(),
+            Op::Conv(i) => format!("convolution {}", self.convs[i].name),
+            Op::Norm(i) => format!("batch norm {}", self.norms[i].name),
+            Op::Relu => "a ReLU".into(),
+            Op::Add => "an addition".into(),
+            Op::Pool => "a mean pool".into(),
+            Op::MaxPool(_) => "a maximum pool".into(),
+        }
+    }
+
     /// Maskable tensors in creation order, each with its [`Role`]: first are the layers that read the images through norms,
     /// ReLUs, pools and additions alone, last those from which only such lead to the logits.
     pub fn maskable(&self) -> Vec<Maskable> {

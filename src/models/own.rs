@@ -42,8 +42,8 @@ const LARGEST: i64 = 1_024;
 /// the file in errors.
 ///
 /// # Errors
-/// Text that is no TOML, an unknown operation or word, a layer that does not fit what it reads, an output that is not
-/// `classes` logits: with the place of the layer in the list.
+/// Text that is no TOML, an unknown operation or word, a layer that does not fit what it reads, or whose output nothing reads,
+/// an output that is not `classes` logits: with the place of the layer in the list.
 pub fn own_network(text: &str, source: &str, image: [usize; 3], classes: usize) -> Result<Graph> {
     let usage = |what: String| Error::Usage(format!("{source}: {what}"));
     let table: Table = text.parse().map_err(|e: toml::de::Error| {
@@ -62,9 +62,10 @@ pub fn own_network(text: &str, source: &str, image: [usize; 3], classes: usize) 
     let [c, h, w] = image;
     let graph = Graph::new(c, h, w);
     let last = graph.input();
-    let mut build = Build { graph, last, names: HashSet::new(), classes };
+    let places = vec!["the images".to_string()];
+    let mut build = Build { graph, last, names: HashSet::new(), classes, places };
     build.list(layers, &Scope::default(), "layers").map_err(usage)?;
-    let Build { graph, last, .. } = build;
+    let Build { graph, last, places, .. } = build;
     let got = graph.nodes()[last.index()].chw;
     if graph.nodes().len() == 1 || got != (classes as u32, 1, 1) {
         let (c, h, w) = got;
@@ -73,7 +74,13 @@ pub fn own_network(text: &str, source: &str, image: [usize; 3], classes: usize) 
              {{ op = \"linear\" }}"
         )));
     }
-    Ok(graph)
+    match graph.unused() {
+        Some(node) => Err(usage(format!(
+            "{}: nothing reads what it gives: remove it, or name it as an input",
+            places[node.index()]
+        ))),
+        None => Ok(graph),
+    }
 }
 
 /// What a layer's words refer to.
@@ -94,6 +101,8 @@ struct Build {
     /// Layer names given so far.
     names: HashSet<String>,
     classes: usize,
+    /// Where each node comes from: "layers[0] (conv)".
+    places: Vec<String>,
 }
 
 /// One layer: its table, where it stands, and the words that were looked at.
@@ -128,6 +137,7 @@ impl Build {
             let from = words.text("input")?.map(|name| words.find(&known, name)).transpose()?;
             let x = from.unwrap_or(self.last);
             self.layer(op, &words, &format!("{}{name}", scope.prefix), x, &known, scope)?;
+            self.places.resize_with(self.graph.nodes().len(), || words.fault(&format!("{}{name}", scope.prefix)));
             if self.graph.nodes().len() > MOST_NODES {
                 return Err(words.fault(&format!("more than {MOST_NODES} layers")));
             }

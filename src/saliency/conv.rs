@@ -89,7 +89,7 @@ impl Job {
             T::multiply(weight, dy, &mut dcolumns);
             self.image_gradient(dcolumns, images.len())
         };
-        let partials = (PARTIALS / weight.len()).clamp(1, MOST_PARTIALS).min(groups.len());
+        let partials = self.partials();
         let partial = |i: usize| {
             let mut dw = vec![0.0; weight.len()];
             let mine = &groups[i * groups.len() / partials..(i + 1) * groups.len() / partials];
@@ -104,6 +104,19 @@ impl Job {
         }
         let parts: Vec<Vec<T>> = dxs.into_iter().flatten().collect();
         (dw, input.then(|| gather(&groups, &parts, self.geom.c as usize, self.n)))
+    }
+
+    /// Bytes of [`Job::backward`] beside the tensors themselves: partial sums, and on each thread the matrices of a group.
+    pub fn scratch<T>(&self, threads: usize) -> u64 {
+        let group = self.groups().iter().map(Range::len).max().unwrap_or(0);
+        let matrices = 2 * self.depth() * group * self.pixels() * size_of::<T>();
+        let partials = self.partials() * self.geom.weights() * size_of::<f64>();
+        (threads * matrices + partials) as u64
+    }
+
+    /// How many lists the weight's gradient is summed into.
+    fn partials(&self) -> usize {
+        (PARTIALS / self.geom.weights()).clamp(1, MOST_PARTIALS).min(self.groups().len())
     }
 
     /// Whether the matrix of inputs is the input itself.

@@ -251,6 +251,11 @@ impl<'g, T: Number> Engine<'g, T> {
     }
 }
 
+/// Whether the forward pass stores what such a node gives.
+pub(super) fn is_stored(op: &Op) -> bool {
+    !matches!(op, Op::Norm(_) | Op::Relu)
+}
+
 fn moments<T: Number>(x: &[T], eps: f64) -> Moments<T> {
     let count = T::constant(x.len() as f64);
     let mean = sum(x.iter().copied()) / count;

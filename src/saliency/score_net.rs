@@ -1,11 +1,13 @@
 //! A network in f64 for its first and second derivatives.
 
-use super::engine::{Engine, Gradients};
+use super::conv::Job;
+use super::engine::{Engine, Gradients, is_stored};
 use super::number::{Dual, Number};
 use super::{Batch, check_loss, check_values, finite};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::graph::lower::lower;
+use crate::memory;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 /// A dense network in f64, with batch statistics in every batch norm. Results are the same bits for any number of threads.
@@ -88,9 +90,32 @@ impl<'a> ScoreNet<'a> {
     /// # Errors
     /// As [`ScoreNet::gradient`]; no parts.
     pub fn grasp(&self, parts: &[Batch], temperature: f64) -> Result<Vec<Vec<f64>>> {
+        let largest = parts.iter().map(|part| part.labels.len()).max().unwrap_or(0);
+        memory::check(
+            self.grasp_bytes(largest),
+            &format!("GraSP on {largest} images at a time"),
+            "take fewer (score_samples_per_class), or images of fewer pixels",
+        )?;
         let g = sum(parts.iter().map(|&part| Ok(self.gradient(part, temperature)?.weights)))?;
         let hg = sum(parts.iter().map(|&part| self.hessian_product(part, temperature, &g)))?;
         finite(self.graph, self.times_weights(hg, |w, hg| w * hg))
+    }
+
+    /// Bytes that [`ScoreNet::grasp`] allocates for parts of at most `images`, about: values and gradients of the weights,
+    /// what the forward pass stores, and the gradients on their way. All of it for numbers with a derivative.
+    pub fn grasp_bytes(&self, images: usize) -> u64 {
+        let number = size_of::<Dual>() as u64;
+        let threads = self.threads.current_num_threads();
+        let params: u64 = self.graph.params().iter().map(|p| p.size() as u64 * (number + 3 * 8)).sum();
+        let jobs = self.graph.convs().iter().map(|conv| Job { geom: conv.geom, n: images });
+        let scratch = jobs.map(|job| job.scratch::<Dual>(threads)).max().unwrap_or(0);
+        let sizes = self.graph.nodes().iter().map(|node| {
+            let (c, h, w) = node.chw;
+            u64::from(c) * u64::from(h) * u64::from(w) * images as u64 * number
+        });
+        let stored = self.graph.nodes().iter().zip(sizes.clone()).filter(|(node, _)| is_stored(&node.op));
+        // Of the largest: a gradient, that of its operand in parts and whole, and one that waits for an addition.
+        params + scratch + stored.map(|(_, size)| size).sum::<u64>() + 4 * sizes.max().unwrap_or(0)
     }
 
     /// Indices of the maskable parameters.

@@ -3,6 +3,7 @@
 
 use super::{Density, Draw, Form, Mask, Maskable, Pattern, Ratio, blocks, layer_densities, layer_shares};
 use crate::error::{Error, Result};
+use crate::memory;
 use crate::rng::{Purpose, Stream};
 
 /// Draws the masks of all maskable tensors, in their order, from the streams (seed, [`Purpose::Mask`], layer name).
@@ -36,6 +37,9 @@ pub fn draw_patterns(
     };
     let densities = layer_densities(layers, ratio, density)?;
     let mut masks = Vec::with_capacity(layers.len());
+    let largest = layers.iter().map(Maskable::size).max().unwrap_or(0) as u64;
+    let kept = layers.iter().zip(&densities).map(|(l, d)| (l.size() as f64 * d) as u64).sum::<u64>();
+    memory::check(16 * largest + 8 * kept, "drawing masks", "make the largest layer smaller, or the density lower")?;
     for (l, (layer, &layer_density)) in layers.iter().zip(&densities).enumerate() {
         let (stream, size) = (Stream::new(seed, Purpose::Mask, &layer.name), layer.size());
         let kept = match (draw, shares.get(l)) {

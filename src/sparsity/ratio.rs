@@ -114,11 +114,11 @@ pub enum Ratio {
 #[serde(rename_all = "kebab-case")]
 pub enum Rest {
     /// As [`Ratio::Uniform`].
+    #[default]
     Uniform,
     /// As [`Ratio::Er`].
     Er,
     /// As [`Ratio::ERK`].
-    #[default]
     Erk,
 }
 

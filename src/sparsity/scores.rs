@@ -22,6 +22,22 @@ impl Positions {
     pub const ALL: [(&'static str, Positions); 2] = [("draw", Positions::Draw), ("keep", Positions::Keep)];
 }
 
+impl Positions {
+    /// # Errors
+    /// Positions that are kept, and a pattern of blocks or a Bernoulli draw, which choose other ones.
+    pub fn check(self, pattern: Pattern, draw: Draw) -> Result<()> {
+        if self == Positions::Draw || (pattern, draw) == (Pattern::Unstructured, Draw::Exact) {
+            return Ok(());
+        }
+        let other =
+            if pattern == Pattern::Unstructured { format!("{draw} mask draw") } else { format!("pattern {pattern}") };
+        Err(Error::Usage(format!(
+            "positions keep: a score's own positions cannot be had with {other}, which chooses other ones; choose \
+             positions draw, or the unstructured pattern and exact mask draw"
+        )))
+    }
+}
+
 impl FromStr for Positions {
     type Err = Error;
     fn from_str(name: &str) -> Result<Self> {
@@ -84,8 +100,8 @@ pub fn top_scores(layers: &[Maskable], scores: &[Vec<f64>], budget: u64) -> Resu
 /// Masks of what [`top_scores`] selected, by [`Positions`]. A mask's density is kept / size.
 ///
 /// # Errors
-/// A layer that keeps nothing, with its name and what to do. Positions that are kept, and a pattern of blocks or a Bernoulli
-/// draw, which choose other ones. Positions out of range or order.
+/// A layer that keeps nothing, with its name and what to do; what [`Positions::check`] refuses; positions out of range or
+/// order.
 pub fn scored_masks(
     layers: &[Maskable],
     kept: &[Vec<u32>],
@@ -94,14 +110,7 @@ pub fn scored_masks(
     draw: Draw,
     seed: u64,
 ) -> Result<Vec<Mask>> {
-    if positions == Positions::Keep && (pattern, draw) != (Pattern::Unstructured, Draw::Exact) {
-        let other =
-            if pattern == Pattern::Unstructured { format!("{draw} mask draw") } else { format!("pattern {pattern}") };
-        return Err(Error::Usage(format!(
-            "positions keep: a score's own positions cannot be had with {other}, which chooses other ones; choose \
-             positions draw, or the unstructured pattern and exact mask draw"
-        )));
-    }
+    positions.check(pattern, draw)?;
     if kept.len() != layers.len() {
         return Err(Error::Usage(format!("positions: wanted those of {} layers, got {}", layers.len(), kept.len())));
     }

@@ -142,6 +142,18 @@ impl Prepared {
     }
 }
 
+/// Whether a file can be put there: what is wrong must show before the first pass.
+fn check_target(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Err(Error::Usage(format!("{}: it is there already; choose another --save-logits", path.display())));
+    }
+    let folder = path.parent().filter(|f| !f.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    match std::fs::metadata(folder).map_err(Error::io(path, "cannot write"))?.is_dir() {
+        true => Ok(()),
+        false => Err(Error::data(path, format!("cannot write: {} is no folder", folder.display()))),
+    }
+}
+
 impl Evaluation<'_> {
     /// Evaluates.
     ///
@@ -149,6 +161,9 @@ impl Evaluation<'_> {
     /// A checkpoint, plan or data that cannot be read; images of another shape, or labels the network has no class for; a
     /// device that is not there.
     pub fn run(&self) -> Result<Evaluated> {
+        if let Some(path) = &self.asked.save_logits {
+            check_target(path)?;
+        }
         let prepared = self.prepare()?;
         match self.on.of_evaluation(self.checkpoint, self.plan)? {
             Device::Auto | Device::Cpu => {

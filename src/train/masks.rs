@@ -6,6 +6,7 @@ use crate::config::{self, Config, ScoreInit};
 use crate::data::{Loader, Preprocess, Split};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Net, Param};
+use crate::memory;
 use crate::saliency::{self, Batch, ScoreNet, grasp_samples, snip_samples};
 use crate::sparsity::{Mask, Method, Pattern, Positions, draw_patterns, given_masks, scored_masks, top_scores};
 use std::path::Path;
@@ -63,6 +64,8 @@ pub(super) fn mask_of(p: &ParamState, pattern: Pattern) -> Mask {
 
 /// All parameters, dense, as training will find them.
 pub(super) fn initial(graph: &Graph, given: Option<&GivenWeights>, seed: u64) -> Result<Vec<Vec<f32>>> {
+    let weights = graph.param_count() as u64;
+    memory::check(16 * weights, &format!("{weights} dense initial values"), "make the network smaller")?;
     let values = |(i, p): (usize, &Param)| match given {
         None => Ok(graph.init_values(i, None, seed).into_iter().map(|v| v as f32).collect()),
         Some(given) => given.values(i, None, p.size()).ok_or_else(|| {

@@ -65,6 +65,9 @@ pub(super) struct Measuring<'a, B: Backend> {
 impl<B: Backend<Real = f32>> Measuring<'_, B> {
     /// Everything `asked` for. `named`: the images, for messages.
     pub fn run(&mut self, inside: &Inside, asked: &Asked, named: &Path) -> Result<Measured> {
+        // What is wrong with them must show before the first pass.
+        let outsides =
+            asked.ood.iter().map(|source| self.outside(source, inside, asked)).collect::<Result<Vec<_>>>()?;
         let mut logits = Logits::new(self.classes);
         let (mut loss_sum, mut correct, mut from) = (0.0, 0, 0);
         for batch in self.batches(&inside.set)? {
@@ -85,15 +88,7 @@ impl<B: Backend<Real = f32>> Measuring<'_, B> {
         let confidence = max_softmax(logits.data(), self.classes)?;
         let mut saved = Saved::new(&logits, asked.save_logits.as_deref());
         let mut ood = Vec::new();
-        for source in &asked.ood {
-            let outside = ood::open(source, &inside.set, asked.ood_seed)?;
-            let rows: Option<Vec<u32>> = match &asked.inside_classes {
-                None => None,
-                Some(list) => {
-                    let subset = class_subset(&inside.set, &outside, list.file(), self.classes)?;
-                    Some((0..subset.len()).map(|i| subset.position(i) as u32).collect())
-                }
-            };
+        for (source, (outside, rows)) in asked.ood.iter().zip(outsides) {
             let positive: Vec<f64> = match &rows {
                 None => confidence.clone(),
                 Some(rows) => rows.iter().map(|&i| confidence[i as usize]).collect(),
@@ -114,6 +109,15 @@ impl<B: Backend<Real = f32>> Measuring<'_, B> {
         let fgsm = self.fgsm(inside, asked, &mut saved)?;
         saved.write(&logits)?;
         Ok(Measured { score, classification, ood, fgsm })
+    }
+
+    /// A set out of distribution, and the in-distribution images that it is compared with where those are not all.
+    fn outside(&self, source: &str, inside: &Inside, asked: &Asked) -> Result<(ImageSet, Option<Vec<u32>>)> {
+        let outside = ood::open(source, &inside.set, asked.ood_seed)?;
+        let Some(list) = &asked.inside_classes else { return Ok((outside, None)) };
+        let subset = class_subset(&inside.set, &outside, list.file(), self.classes)?;
+        let rows = (0..subset.len()).map(|i| subset.position(i) as u32).collect();
+        Ok((outside, Some(rows)))
     }
 
     fn batches(&self, set: &ImageSet) -> Result<impl Iterator<Item = Result<Batch>> + use<B>> {

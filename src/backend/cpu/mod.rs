@@ -27,10 +27,11 @@ mod workers;
 
 use super::*;
 use crate::error::{Error, Result};
+use crate::memory;
 use check::{assert_same, check, check_pool};
 use conv::{Ctx, DataGrad, Scratch};
 use epilogue::{Finisher, chan};
-use layout::{Arena, View, blocks};
+use layout::{Arena, LANES, View, blocks};
 use norm::Coefs;
 use plan::Plan;
 pub use simd::Isa;
@@ -79,6 +80,9 @@ impl CpuBackend {
             )));
         }
         check(&spec)?;
+        let floats = (3 * spec.stored() as u64).saturating_add(spec.arena as u64 * (blocks(spec.batch) * LANES) as u64);
+        let what = format!("the network and its activations of {} images", spec.batch);
+        memory::check(floats.saturating_mul(4), &what, "take fewer images at a time (batch size, score_samples)")?;
         let workers = Workers::new(threads)?;
         let how = plan.map(|p| p.for_spec(&spec)).transpose()?;
         let layer = |i: usize| how.as_ref().map(|h| h[i]);
