@@ -36,7 +36,7 @@ impl LearningRate {
         match milestones.iter().find(|&&m| self.milestone_step(m) >= steps) {
             None => Ok(()),
             Some(m) => Err(Error::Usage(format!(
-                "schedule.milestones: milestone {m} is the end of a run of {} epochs and {steps} steps, so it would never be \
+                "schedule.milestones: milestone {m} is the end of the run, {steps} steps (epochs: {}), so it would never be \
                  reached; change epochs or schedule.milestones",
                 self.epochs
             ))),

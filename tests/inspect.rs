@@ -154,6 +154,8 @@ fn bad_arguments_say_what_is_allowed() {
         ("--model resnet21 --density 0.1", "6D+2"),
         ("--method ERK_plus --density 0.1", "dense, uniform, uniform-plus, er, erk, erk-plus, snip"),
         ("--mask-draw random --density 0.1", "exact, bernoulli"),
+        ("--erk-power -1 --density 0.1", "--erk-power: wanted a number from 0 to 8, got -1"),
+        ("--erk-power NaN --density 0.1", "--erk-power: wanted a number from 0 to 8, got NaN"),
         ("--pattern block --density 0.1", "unknown pattern \"block\": wanted \"unstructured\", or \"block:RxC\""),
         ("--pattern block:16 --density 0.1", "such as block:16x16"),
         ("--pattern block:0x16 --density 0.1", "1 to 4096 each"),

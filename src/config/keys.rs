@@ -153,7 +153,7 @@ impl Key {
     /// What a value must be, for error messages.
     pub(super) fn wanted(&self) -> String {
         match &self.kind {
-            Kind::Text => "a string".into(),
+            Kind::Text => "a string that is not empty".into(),
             Kind::Switch => "true or false".into(),
             Kind::Pattern => Pattern::WANTED.into(),
             Kind::Choice(names) => format!("one of \"{}\"", names.join("\", \"")),
@@ -202,7 +202,12 @@ impl Key {
                 _ => None,
             };
             let hint = near.map(|n| format!("; did you mean \"{n}\"?")).unwrap_or_default();
-            format!("wanted {}, got {}{hint}", self.wanted(), show(value))
+            let wrong = match (&self.kind, value) {
+                (Kind::Named(range), Value::Table(table)) => table.iter().find(|(_, v)| number(v, range).is_none()),
+                _ => None,
+            };
+            let got = wrong.map_or(show(value), |(name, v)| format!("{name:?} = {}", show(v)));
+            format!("wanted {}, got {got}{hint}", self.wanted())
         })
     }
 }

@@ -47,7 +47,7 @@ impl Layer {
 
     /// One `--set key=value`: the value as TOML, and as a string where TOML cannot read it.
     pub(super) fn set(&mut self, assignment: &str, faults: &mut Faults) {
-        let Some((name, text)) = assignment.split_once('=') else {
+        let Some((name, text)) = assignment.split_once('=').filter(|(name, _)| !name.trim().is_empty()) else {
             faults.push(format!("{}: {assignment:?}: wanted key=value", self.source));
             return;
         };

@@ -147,6 +147,11 @@ fn ties(merged: &Merged, faults: &mut Faults) {
         _ if merged.has("network_toml") && merged.value("width").is_some() => {
             fault("width", "a network of your own has the widths of its file; leave width out".into());
         }
+        Some(Ok(network)) if merged.has("network_toml") => {
+            let what =
+                format!("model {network} is a network of the engine's; for one of your own set model = \"FILE.toml\"");
+            fault("network_toml", what);
+        }
         _ if merged.has("network_toml") => {}
         Some(Err(what)) => fault("model", format!("{what}; or a file that ends in .toml, a network of your own")),
         Some(Ok(network)) if network.standard_width().is_none() && merged.value("width").is_some() => {

@@ -26,6 +26,7 @@ pub(super) fn decode(file: &[u8]) -> Result<Rgb, String> {
     match file {
         [0xFF, 0xD8, 0xFF, ..] => jpeg(file),
         [0x89, b'P', b'N', b'G', ..] => png(file),
+        [] => Err("an empty file, wanted JPEG or PNG".into()),
         _ => {
             let begins: String = file.iter().take(4).map(|b| format!("{b:02x}")).collect();
             Err(format!("neither JPEG nor PNG (it begins with {begins})"))

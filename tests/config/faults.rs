@@ -61,7 +61,9 @@ fn each_fault_says_what_is_wrong() {
         ("seed=-1", "seed: wanted a whole number from 0"),
         ("seed.masks=1", "did you mean seed.mask?"),
         ("seed=one", "seed: wanted a whole number"),
-        ("data=", "data: wanted a string"),
+        ("data=", "data: wanted a string that is not empty"),
+        ("=3", "\"=3\": wanted key=value"),
+        ("network_toml=x", "network_toml: model resnet20 is a network of the engine's"),
         ("a\u{1b}[31m=1", "unknown key"),
     ];
     for (set, wanted) in cases {

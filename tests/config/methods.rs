@@ -41,7 +41,10 @@ fn densities_by_hand_come_from_files_and_the_command_line() {
     for (list, wanted) in [
         (&["method=custom"][..], "custom.layers: method custom needs densities of layers"),
         (&["method=custom", "custom.layers={}"], "custom.layers: wanted a table of numbers in (0, 1]"),
-        (&["method=custom", "custom.layers={a=0}"], "custom.layers: wanted a table of numbers in (0, 1]"),
+        (
+            &["method=custom", "custom.layers={b=1, a=0}"],
+            "numbers in (0, 1], such as { \"@first\" = 1.0 }, got \"a\" = 0",
+        ),
         (&["method=custom", "custom.layers={a=\"b\"}"], "custom.layers: wanted a table"),
         (&["method=custom", "custom.layer={a=1}"], "did you mean custom.layers?"),
     ] {

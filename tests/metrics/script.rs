@@ -1,5 +1,5 @@
 //! `scripts/check_eval.py` on figures of the library: it agrees with them, and finds those that are wrong.
-//! Runs where SPARSE_ENGINE_PYTHON names a Python with NumPy, PyTorch and scikit-learn; skipped elsewhere.
+//! Runs where SPARSE_ENGINE_PYTHON names a Python with NumPy and scikit-learn, as in `.ci/run`; skipped elsewhere.
 
 use super::{logits, numbers};
 use serde_json::{Value, json};
@@ -32,7 +32,7 @@ fn check(python: &str, npz: &Path, said: &Value) -> (bool, String) {
 #[test]
 fn the_script_agrees_and_finds_what_is_wrong() {
     let Ok(python) = std::env::var("SPARSE_ENGINE_PYTHON") else {
-        eprintln!("skipped: SPARSE_ENGINE_PYTHON names no Python with NumPy, PyTorch and scikit-learn");
+        eprintln!("skipped: SPARSE_ENGINE_PYTHON names no Python with NumPy and scikit-learn");
         return;
     };
     let folder = tempfile::tempdir().unwrap();

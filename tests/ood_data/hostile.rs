@@ -173,6 +173,7 @@ fn claims_and_bombs() {
     for bytes in [b"".as_slice(), b"\xff", b"\xff\xd8\xff", b"\x89PNG", b"GIF89a", b"RIFF....WEBP", b"hello"] {
         assert!(one.decode(bytes).is_some());
     }
+    one.says(b"", "an empty file");
     one.says(b"GIF89a", "neither JPEG nor PNG (it begins with 47494638)");
     memory_stays_small();
 }

@@ -36,7 +36,8 @@ const SCHEMA: u32 = 1;
                         sparse-engine bench step --device cuda --pattern block:16x16\n\n\
                         Keys of the JSON object: docs/bench.md.")]
 pub(super) struct StepArgs {
-    /// Network: resnetN (N = 6D+2) or vgg11 to vgg19 for small images; resnet18, 34, 50, 101, 152, wrn50-2 or wrn101-2
+    /// Network: resnetN (N = 6D+2) or vgg11 to vgg19 for small images; resnet18, 34, 50, 101, 152, wrn50-2 or wrn101-2; or a
+    /// file that ends in .toml: one of your own
     #[arg(long, default_value = "resnet20")]
     model: String,
     /// Channels of the first segment, for networks that have a choice [default: 16]
