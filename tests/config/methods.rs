@@ -69,7 +69,7 @@ fn keys_of_other_methods_are_refused_and_earlier_ones_dropped() {
         (&["method=erk+"], "method: wanted one of \"dense\", \"uniform\", \"uniform-plus\""),
         (&["method=snip", "score_init=random"], "score_init: wanted one of \"own\", \"xavier\""),
         (&["weight_decay_exempt=bn"], "weight_decay_exempt: wanted one of \"none\", \"by-kind\", \"released\""),
-        (&["erk_power=0"], "erk_power: wanted a number above 0"),
+        (&["erk_power=-0.5"], "erk_power: wanted a number from 0 to 8, got -0.5"),
     ] {
         let found = faults(None, list);
         assert!(found.len() == 1 && found[0].contains(wanted), "{list:?}: {found:?}");

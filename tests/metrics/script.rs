@@ -58,7 +58,10 @@ fn the_script_agrees_and_finds_what_is_wrong() {
     let score = |logits: &[f32]| max_softmax(logits, CLASSES).unwrap();
     let auroc = |others: &[f32]| auroc(&score(clean.data()), &score(others)).unwrap();
     let mut said = serde_json::to_value(Classification::of(&clean, 15).unwrap()).unwrap();
-    said["ood"] = json!([{"n": n, "auroc": auroc(clean.data())}, {"n": 311, "auroc": auroc(&others)}]);
+    said["ood"] = json!([
+        {"n": n, "inside": n, "auroc": auroc(clean.data())},
+        {"n": 311, "inside": n, "auroc": auroc(&others)},
+    ]);
     said["fgsm"] = json!([{"accuracy": top_k(&attacked, 1).unwrap(), "zero_gradient_share": 0.25}]);
     assert_eq!(said["ood"][0]["auroc"], 0.5);
     let (good, text) = check(&python, &path, &said);
@@ -76,6 +79,7 @@ fn the_script_agrees_and_finds_what_is_wrong() {
         ("/ece/reliability/14/accuracy", "ece.reliability[14].accuracy"),
         ("/ece/value", "ece.value"),
         ("/ood/1/n", "ood[1].n"),
+        ("/ood/1/inside", "ood[1].inside"),
         ("/ood/1/auroc", "ood[1].auroc"),
         ("/fgsm/0/accuracy", "fgsm[0].accuracy"),
     ];
@@ -99,7 +103,7 @@ fn the_script_agrees_and_finds_what_is_wrong() {
     let (good, text) = check(&python, &path, &missing);
     assert!(!good && text.contains("missing: nll"), "{text}");
     let mut unsaved = said;
-    unsaved["ood"].as_array_mut().unwrap().push(json!({"n": 1, "auroc": 0.5}));
+    unsaved["ood"].as_array_mut().unwrap().push(json!({"n": 1, "inside": n, "auroc": 0.5}));
     let (good, text) = check(&python, &path, &unsaved);
     assert!(!good && text.contains("ood2_logits"), "{text}");
 }

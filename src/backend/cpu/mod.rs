@@ -80,9 +80,10 @@ impl CpuBackend {
             )));
         }
         check(&spec)?;
-        let floats = (3 * spec.stored() as u64).saturating_add(spec.arena as u64 * (blocks(spec.batch) * LANES) as u64);
+        let activations = (spec.arena as u64).saturating_mul((blocks(spec.batch) * LANES) as u64);
+        let floats = activations.saturating_add(3 * spec.stored() as u64);
         let what = format!("the network and its activations of {} images", spec.batch);
-        memory::check(floats.saturating_mul(4), &what, "take fewer images at a time (batch size, score_samples)")?;
+        memory::check(floats.saturating_mul(4), &what, "lower the batch size (or score_samples)")?;
         let workers = Workers::new(threads)?;
         let how = plan.map(|p| p.for_spec(&spec)).transpose()?;
         let layer = |i: usize| how.as_ref().map(|h| h[i]);
